@@ -1,0 +1,241 @@
+//! Where things are remembered: every key there is, as a type. The text form belongs to the store.
+
+use crate::{App, Branch, Kind, Name, SessionId, TransactionId, queue::SegmentId};
+
+/// One key of a namespace. Each variant says who writes it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// Settings of a custom resource. Written by the operator (or `concordat dev`).
+    Definition {
+        /// Kind of the resource.
+        kind: Kind,
+        /// Its name.
+        name: Name,
+    },
+    /// A live sidecar, leased. Written by that sidecar.
+    Session(SessionId),
+    /// A leased key by which others of the same session are guarded: a flusher's last batch (`0`, `1`), or the
+    /// life of a further lease of the session (`ttl-15000`, `retention-600000-3`). Written by that sidecar.
+    Marker {
+        /// The sidecar's session.
+        session: SessionId,
+        /// Which of its markers.
+        name: Name,
+    },
+    /// An operation for a participant. Put by the coordinator, deleted or moved by the participant's sidecar.
+    Work {
+        /// The participant's app.
+        app: App,
+        /// The sidecar it is for; `None` for the first one to come.
+        session: Option<SessionId>,
+        /// Transaction.
+        transaction: TransactionId,
+        /// Branch.
+        branch: Branch,
+    },
+    /// A vote or acknowledgement for a coordinator. Put by the participant's sidecar, deleted by the coordinator.
+    Answer {
+        /// The coordinator's app.
+        app: App,
+        /// The coordinator's session.
+        session: SessionId,
+        /// Transaction.
+        transaction: TransactionId,
+        /// Branch.
+        branch: Branch,
+    },
+    /// A transaction undecided or not yet applied everywhere. Written by its coordinator (the operator puts one of
+    /// `run: Once` unowned).
+    Transaction(TransactionId),
+    /// A finished transaction, leased for its retention. Written by its coordinator.
+    Done(TransactionId),
+    /// Who holds a lock, leased. Written by the holder's sidecar.
+    Holder {
+        /// The Lock.
+        lock: Name,
+        /// The key under it.
+        key: Name,
+    },
+    /// Messages published together, never changed. Written by the publisher's sidecar.
+    Segment {
+        /// The Queue.
+        queue: Name,
+        /// Partition, from 0.
+        partition: u32,
+        /// Which segment.
+        segment: SegmentId,
+    },
+    /// What became of a segment's messages: acknowledged, deliveries, delays. Written by whoever holds a claim.
+    Progress {
+        /// The Queue.
+        queue: Name,
+        /// Partition.
+        partition: u32,
+        /// Segment.
+        segment: SegmentId,
+    },
+    /// Messages of a segment in delivery, leased. Written by the consumer's sidecar.
+    Claim {
+        /// The Queue.
+        queue: Name,
+        /// Partition.
+        partition: u32,
+        /// Segment.
+        segment: SegmentId,
+        /// The claiming sidecar.
+        session: SessionId,
+        /// The sidecar's own counter: no two claims of a session share it.
+        number: u64,
+    },
+    /// A message that was given up, leased for its retention. Written by the sidecar that gave it up.
+    Dead {
+        /// The Queue.
+        queue: Name,
+        /// Partition.
+        partition: u32,
+        /// Segment it was published in.
+        segment: SegmentId,
+        /// Its place in the segment.
+        index: u32,
+    },
+    /// That a message was stored, leased for the dedup window. Written by the publisher's sidecar.
+    Dedup {
+        /// The Queue.
+        queue: Name,
+        /// `Idempotency-Key`, or `Producer-Id` and `Producer-Seq` joined by a `/`, with a prefix that tells them apart.
+        producer: Name,
+    },
+    /// A sidecar's counters for an object, leased, at most every 2 s. Written by that sidecar.
+    Stat {
+        /// Kind of the object.
+        kind: Kind,
+        /// Its name.
+        name: Name,
+        /// The sidecar.
+        session: SessionId,
+    },
+    /// The operator's leadership, one for the whole of etcd and in no namespace: every plan of the operator compares
+    /// it. Written by the operator that became leader.
+    Epoch,
+}
+
+/// A set of keys that one etcd range holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Range {
+    /// Exactly this key.
+    One(Key),
+    /// All definitions.
+    Definitions,
+    /// All sessions.
+    Sessions,
+    /// Work and answers for every sidecar of an app.
+    Inbox(App),
+    /// Work and answers for one sidecar of an app (`None`: work for the first one to come).
+    InboxOf(App, Option<SessionId>),
+    /// The answers one coordinator has for one transaction.
+    Answers(App, SessionId, TransactionId),
+    /// All transactions that are not finished.
+    Transactions,
+    /// All finished transactions still remembered.
+    Finished,
+    /// Everything of one Lock.
+    Lock(Name),
+    /// Everything of all Locks.
+    Locks,
+    /// Everything of one Queue.
+    Queue(Name),
+    /// The segments of one Queue.
+    Segments(Name),
+    /// The progress records of one Queue.
+    Progresses(Name),
+    /// The claims of one Queue.
+    Claims(Name),
+    /// The claims of one segment.
+    ClaimsOf(Name, u32, SegmentId),
+    /// The dead letters of one Queue.
+    DeadLetters(Name),
+    /// The counters of one object.
+    Stats(Kind, Name),
+    /// Everything of the namespace.
+    All,
+}
+
+impl From<Key> for Range {
+    fn from(key: Key) -> Self {
+        Self::One(key)
+    }
+}
+
+impl Range {
+    /// Whether the range holds the key. [`Key::Epoch`] is in no namespace and in no range but its own.
+    pub fn contains(&self, key: &Key) -> bool {
+        match (self, key) {
+            (Self::One(one), key) => one == key,
+            (Self::All, key) => *key != Key::Epoch,
+            (Self::Definitions, Key::Definition { .. })
+            | (Self::Sessions, Key::Session(_))
+            | (Self::Transactions, Key::Transaction(_))
+            | (Self::Finished, Key::Done(_))
+            | (Self::Locks, Key::Holder { .. }) => true,
+            (Self::Inbox(app), Key::Work { app: of, .. } | Key::Answer { app: of, .. }) => app == of,
+            (Self::InboxOf(app, session), Key::Work { app: of, session: to, .. }) => {
+                app == of && session == to
+            }
+            (Self::InboxOf(app, session), Key::Answer { app: of, session: to, .. }) => {
+                app == of && session.as_ref() == Some(to)
+            }
+            (Self::Answers(app, session, id), Key::Answer { app: of, session: to, transaction, .. }) => {
+                app == of && session == to && id == transaction
+            }
+            (Self::Lock(name), Key::Holder { lock, .. }) => name == lock,
+            (
+                Self::Queue(name),
+                Key::Segment { queue, .. }
+                | Key::Progress { queue, .. }
+                | Key::Claim { queue, .. }
+                | Key::Dead { queue, .. }
+                | Key::Dedup { queue, .. },
+            )
+            | (Self::Segments(name), Key::Segment { queue, .. })
+            | (Self::Progresses(name), Key::Progress { queue, .. })
+            | (Self::Claims(name), Key::Claim { queue, .. })
+            | (Self::DeadLetters(name), Key::Dead { queue, .. }) => name == queue,
+            (Self::ClaimsOf(name, number, id), Key::Claim { queue, partition, segment, .. }) => {
+                name == queue && number == partition && id == segment
+            }
+            (Self::Stats(kind, name), Key::Stat { kind: of, name: object, .. }) => {
+                kind == of && name == object
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether some key could be in both ranges; never false when one is.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::One(key), range) | (range, Self::One(key)) => range.contains(key),
+            (Self::All, _) | (_, Self::All) => true,
+            (Self::Inbox(a), Self::Inbox(b) | Self::InboxOf(b, _) | Self::Answers(b, ..))
+            | (Self::InboxOf(b, _) | Self::Answers(b, ..), Self::Inbox(a)) => a == b,
+            (Self::InboxOf(a, s), Self::Answers(b, t, _)) | (Self::Answers(b, t, _), Self::InboxOf(a, s)) => {
+                a == b && s.as_ref() == Some(t)
+            }
+            (Self::Locks, Self::Lock(_)) | (Self::Lock(_), Self::Locks) => true,
+            (Self::Queue(a), b) | (b, Self::Queue(a)) => b.queue() == Some(a),
+            (Self::Claims(a), Self::ClaimsOf(b, ..)) | (Self::ClaimsOf(b, ..), Self::Claims(a)) => a == b,
+            (a, b) => a == b,
+        }
+    }
+
+    fn queue(&self) -> Option<&Name> {
+        match self {
+            Self::Queue(name)
+            | Self::Segments(name)
+            | Self::Progresses(name)
+            | Self::Claims(name)
+            | Self::ClaimsOf(name, ..)
+            | Self::DeadLetters(name) => Some(name),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Locks.
+
+use crate::{Millis, SessionId};
+
+/// How a lock is agreed upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// One compare-and-swap, no order among waiters.
+    CompareAndSwap,
+    /// The lease protocol with shadow and lock-delay.
+    Lease,
+    /// First come, first served.
+    FairQueue,
+}
+
+/// Who may hold it together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Sharing {
+    /// One holder.
+    Mutex,
+    /// One writer or many readers.
+    ReadWrite,
+    /// As many as there are permits.
+    Semaphore,
+}
+
+/// Settings of a Lock; durations in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Settings {
+    /// `spec.mode`.
+    pub mode: Mode,
+    /// `spec.kind`.
+    pub sharing: Sharing,
+    /// `spec.permits`.
+    pub permits: u32,
+    /// `spec.ttl`: how long a grant lasts without being renewed.
+    pub ttl: Millis,
+    /// `spec.lockDelay`.
+    pub lock_delay: Millis,
+    /// `spec.maxHold`, 0 for none.
+    pub max_hold: Millis,
+    /// `spec.maxWait`.
+    pub max_wait: Millis,
+    /// `spec.maxWaiters`.
+    pub max_waiters: u32,
+}
+
+impl Settings {
+    /// Whether the mode and kind work yet; others are refused, never replaced.
+    pub fn supported(&self) -> bool {
+        self.mode == Mode::CompareAndSwap && self.sharing == Sharing::Mutex
+    }
+}
+
+/// Who holds a key of a lock. The fence is made of the record's mod revision.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Holder {
+    /// The holder's sidecar.
+    pub session: SessionId,
+    /// Its pod, for people.
+    pub pod: String,
+    /// What the holder calls itself, for people.
+    pub owner: String,
+    /// When it was granted, milliseconds since the Unix epoch, for people.
+    pub since: Millis,
+}

@@ -1,0 +1,168 @@
+//! Queues.
+
+use std::fmt;
+
+use crate::{Millis, Name, SessionId};
+
+/// What a queue gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// Each message to one consumer, acknowledged.
+    WorkQueue,
+    /// Each message to every subscriber.
+    PubSub,
+    /// A partitioned log.
+    Log,
+}
+
+/// What is in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Ordering {
+    /// Nothing.
+    None,
+    /// Messages of one key.
+    Key,
+}
+
+/// What becomes of a publish to a full queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OnFull {
+    /// It is refused.
+    Refuse,
+    /// The oldest messages go.
+    DropOldest,
+}
+
+/// Settings of a Queue; durations in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Settings {
+    /// `spec.mode`.
+    pub mode: Mode,
+    /// `spec.partitions`.
+    pub partitions: u32,
+    /// `spec.ordering`.
+    pub ordering: Ordering,
+    /// `spec.visibility`: how long a delivery lasts.
+    pub visibility: Millis,
+    /// `spec.maxDeliveries`.
+    pub max_deliveries: u32,
+    /// `spec.backoff`: the wait after the first, second, … failed delivery; the last one repeats.
+    pub backoff: Vec<Millis>,
+    /// `spec.deadLetter.queue`; empty: dead letters are kept beside the queue.
+    pub dead_letter_queue: Option<Name>,
+    /// `spec.deadLetter.retention`.
+    pub dead_letter_retention: Millis,
+    /// `spec.retention.age`.
+    pub retention_age: Millis,
+    /// `spec.retention.bytes`.
+    pub retention_bytes: u64,
+    /// `spec.onFull`.
+    pub on_full: OnFull,
+    /// `spec.maxMessageBytes`.
+    pub max_message_bytes: u64,
+    /// `spec.dedupWindow`.
+    pub dedup_window: Millis,
+}
+
+impl Settings {
+    /// Whether the mode works yet; others are refused, never replaced.
+    pub fn supported(&self) -> bool {
+        self.mode == Mode::WorkQueue && self.ordering == Ordering::None
+    }
+}
+
+/// A segment's name: unique, and telling its size, so that a listing of keys alone counts messages and bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId {
+    /// The publisher's sidecar.
+    pub session: SessionId,
+    /// The sidecar's own counter.
+    pub number: u64,
+    /// How many messages it holds.
+    pub messages: u32,
+    /// How many bytes their bodies are.
+    pub bytes: u32,
+}
+
+impl fmt::Debug for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}x{}", self.session, self.number, self.messages)
+    }
+}
+
+/// One message as it is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Message {
+    /// The body.
+    pub body: Vec<u8>,
+    /// Its content type.
+    pub content_type: String,
+    /// `Message-Key`, empty for none.
+    pub key: String,
+    /// Further headers to hand on: CloudEvents attributes, `traceparent`.
+    pub headers: Vec<(String, String)>,
+    /// Not delivered before, milliseconds since the Unix epoch; 0 for at once.
+    pub not_before: Millis,
+    /// Not delivered after, milliseconds since the Unix epoch; 0 for always.
+    pub expires: Millis,
+    /// When it was published, milliseconds since the Unix epoch.
+    pub published: Millis,
+}
+
+/// Messages published together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Segment {
+    /// In the order in which they were published.
+    pub messages: Vec<Message>,
+}
+
+/// What became of one message of a segment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fate {
+    /// It is acknowledged, dead or expired: finished.
+    pub finished: bool,
+    /// How often it was handed out.
+    pub deliveries: u32,
+    /// Not delivered again before, milliseconds since the Unix epoch.
+    pub not_before: Millis,
+}
+
+/// What became of a segment's messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Progress {
+    /// One for each message, in the segment's order.
+    pub fates: Vec<Fate>,
+}
+
+/// Messages in delivery: places in the segment, rising, with the number of the delivery that each is in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Claim {
+    /// Place and delivery number.
+    pub places: Vec<(u32, u32)>,
+}
+
+/// A message that was given up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeadLetter {
+    /// The message.
+    pub message: Message,
+    /// Revision of its segment: with its place the offset.
+    pub revision: i64,
+    /// How often it was handed out.
+    pub deliveries: u32,
+    /// Why it was given up, in the consumer's words or ours.
+    pub reason: String,
+    /// When, milliseconds since the Unix epoch.
+    pub at: Millis,
+}
+
+/// That a message was stored: a repeat is answered from here. Its revision is the record's own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Dedup {
+    /// Partition.
+    pub partition: u32,
+    /// Segment.
+    pub segment: SegmentId,
+    /// Place in it.
+    pub index: u32,
+}

@@ -1,0 +1,196 @@
+//! Distributed transactions.
+
+use crate::{App, Branch, Millis, Name, SessionId, definition::Backoff};
+
+/// How the participants agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// Two-phase commit.
+    TwoPhaseCommit,
+    /// Three-phase commit.
+    ThreePhaseCommit,
+    /// Actions and compensations.
+    Saga,
+    /// Try, confirm, cancel.
+    Tcc,
+    /// Transactional message.
+    Message,
+}
+
+/// One participant as declared.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Participant {
+    /// `name`.
+    pub name: Branch,
+    /// `app`.
+    pub app: App,
+    /// `path`.
+    pub path: String,
+    /// `timeout` of one call.
+    pub timeout: Millis,
+    /// `retry`, without its bound.
+    pub retry: Backoff,
+    /// `retry.attempts`, 0 for as long as it takes.
+    pub attempts: u32,
+    /// `after`.
+    pub after: Vec<Branch>,
+    /// `input` as JSON text; `None` for the transaction's own.
+    pub input: Option<String>,
+}
+
+/// Settings of a DistributedTransaction; durations in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Settings {
+    /// `spec.protocol`.
+    pub protocol: Protocol,
+    /// `spec.participants`.
+    pub participants: Vec<Participant>,
+    /// `spec.timeout`: to the decision.
+    pub timeout: Millis,
+    /// `spec.run: Once`.
+    pub once: bool,
+    /// `spec.retention`.
+    pub retention: Millis,
+}
+
+impl Settings {
+    /// Whether the protocol works yet; others are refused, never replaced.
+    pub fn supported(&self) -> bool {
+        self.protocol == Protocol::TwoPhaseCommit
+    }
+}
+
+/// What was decided, once and for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Decision {
+    /// Every participant does its part.
+    Commit,
+    /// No participant does.
+    Abort,
+}
+
+/// What a participant is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operation {
+    /// Can you, and will you if told so?
+    Prepare,
+    /// Do it.
+    Commit,
+    /// Undo it.
+    Abort,
+}
+
+/// What a participant said of an operation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// Yes, or done; with the JSON it answered, empty for none.
+    Yes(String),
+    /// A definite no, with the reason. To commit and abort it means stuck.
+    No(String),
+}
+
+/// How far a branch is, as its transaction's record has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Its vote is awaited.
+    Preparing,
+    /// The decision is on its way to it.
+    Applying,
+    /// It did what was decided.
+    Applied,
+    /// It refused what was decided: a person must help.
+    Stuck,
+    /// A person gave it up.
+    Skipped,
+}
+
+/// One branch in its transaction's record.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BranchRecord {
+    /// The participant as declared when the transaction began.
+    pub participant: Participant,
+    /// The session whose inbox holds its item; `None` for the first sidecar of the app to come.
+    pub item: Option<SessionId>,
+    /// How far it is.
+    pub stage: Stage,
+    /// Its vote's JSON, or the reason why it is stuck, was skipped or said no.
+    pub result: String,
+}
+
+/// A transaction that is not finished.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Transaction {
+    /// Name of its DistributedTransaction.
+    pub name: Name,
+    /// Create revision of the definition it began under.
+    pub definition: i64,
+    /// Input as JSON text, at most 256 KiB.
+    pub input: String,
+    /// App and session of its coordinator; `None` when it was handed over unowned.
+    pub coordinator: Option<(App, SessionId)>,
+    /// Every former coordinator: their inboxes may hold answers.
+    pub former: Vec<(App, SessionId)>,
+    /// When it is aborted for want of a decision, milliseconds since the Unix epoch; 0 until it has a coordinator.
+    pub deadline: Millis,
+    /// Milliseconds to the decision, for when it gets its first coordinator.
+    pub timeout: Millis,
+    /// How long it can be read once it is finished, milliseconds.
+    pub retention: Millis,
+    /// When it began, milliseconds since the Unix epoch.
+    pub began: Millis,
+    /// The decision, once there is one.
+    pub decision: Option<Decision>,
+    /// Why it was aborted, empty otherwise.
+    pub reason: String,
+    /// Its branches, in the declared order.
+    pub branches: Vec<BranchRecord>,
+}
+
+/// An operation for a participant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Work {
+    /// What it is asked.
+    pub operation: Operation,
+    /// The participant as declared.
+    pub participant: Participant,
+    /// Its input as JSON text when small; `None`: read it from the transaction.
+    pub input: Option<String>,
+    /// Coordinator at the time of the put: where the answer goes.
+    pub coordinator: (App, SessionId),
+    /// Mod revision of the transaction that an answer must find; 0: that of the item itself, with which it was put.
+    pub transaction: i64,
+    /// Failed attempts so far, as far as it was worth remembering.
+    pub attempts: u32,
+    /// What the last one met with.
+    pub last_error: String,
+}
+
+/// A vote or acknowledgement.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reply {
+    /// To what.
+    pub operation: Operation,
+    /// What was said.
+    pub verdict: Verdict,
+    /// How many attempts it took.
+    pub attempts: u32,
+}
+
+/// A finished transaction.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Finished {
+    /// Name of its DistributedTransaction.
+    pub name: Name,
+    /// Hash of its input, so that the same id with another input is told apart.
+    pub input_digest: u64,
+    /// What was decided.
+    pub decision: Decision,
+    /// Why it was aborted, empty otherwise.
+    pub reason: String,
+    /// When it began and when it was finished, milliseconds since the Unix epoch.
+    pub began: Millis,
+    /// When it was finished.
+    pub finished: Millis,
+    /// Name, stage and result of each branch.
+    pub branches: Vec<(Branch, Stage, String)>,
+}
