@@ -1,0 +1,49 @@
+# Concordat. `make help` lists the targets. Caches live outside the checkout, so that a second run is fast.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+export CONCORDAT_CACHE ?= $(HOME)/.cache/concordat
+export CARGO_TARGET_DIR ?= $(CONCORDAT_CACHE)/target
+export RUSTFLAGS ?= -D warnings
+BIN := $(CARGO_TARGET_DIR)/debug
+RELEASE := $(CARGO_TARGET_DIR)/release
+
+.PHONY: help
+help: ## Says what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Builds everything, opens the bank of examples/ and checks every sum
+	cargo build --locked -p concordat -p concordat-bank
+	$(BIN)/concordat-bank demo
+
+.PHONY: check
+check: ## Formatting and lints, warnings denied
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: test
+test: check kubernetes ## Everything: lints, unit, property, model, differential, process and API-server tests
+	cargo test --locked --workspace
+
+.PHONY: kubernetes
+kubernetes: ## Builds the kube-apiserver that tests run against (once, from Go modules)
+	tests/kubernetes/build
+
+.PHONY: fuzz
+fuzz: ## The fuzz targets for longer: FUZZ_SECONDS each, 60 unless set
+	BOLERO_RANDOM_TEST_TIME_MS=$$(( $${FUZZ_SECONDS:-60} * 1000 )) BOLERO_RANDOM_ITERATIONS=1000000000 \
+	  cargo test --locked --release -p concordat-store -p concordat-sidecar -p concordat-crds fuzz -- --test-threads 2
+
+.PHONY: bench
+bench: ## Measures the sidecars beside etcd's own lock service and plain puts; writes docs/benchmarks.md
+	cargo build --locked --release -p concordat-sidecar -p concordat-tests --bins
+	$(RELEASE)/bench
+
+.PHONY: crds
+crds: ## Writes crds/*.yaml anew from the Rust types
+	cargo run --locked -p concordat-crds --bin crdgen
+
+.PHONY: clean
+clean: ## Removes what was built (the cached Kubernetes stays; remove $(CONCORDAT_CACHE) for that)
+	cargo clean
