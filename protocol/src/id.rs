@@ -54,3 +54,10 @@ text! {
     /// One participant's part of a transaction (a DNS-1123 label).
     Branch,
 }
+
+impl Branch {
+    /// What stands for the whole transaction where a branch is named: no DNS label, so no branch.
+    pub fn everything() -> Self {
+        "-".into()
+    }
+}

@@ -1,6 +1,6 @@
 //! Distributed transactions.
 
-use crate::{App, Branch, Millis, Name, SessionId, definition::Backoff};
+use crate::{App, Branch, Millis, Name, SessionId, TransactionId, definition::Backoff};
 
 /// How the participants agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,13 +80,19 @@ pub enum Operation {
     Abort,
 }
 
-/// What a participant said of an operation.
+/// What a participant said of an operation, or a person of a branch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
     /// Yes, or done; with the JSON it answered, empty for none.
     Yes(String),
     /// A definite no, with the reason. To commit and abort it means stuck.
     No(String),
+    /// From a person: the stuck branch is given up, and why.
+    Skip(String),
+    /// From a person: the stuck branch is tried again.
+    Retry,
+    /// From a person or the client, under [`Branch::everything`]: the whole transaction is rolled back, and why.
+    Rollback(String),
 }
 
 /// How far a branch is, as its transaction's record has it.
@@ -115,6 +121,10 @@ pub struct BranchRecord {
     pub stage: Stage,
     /// Its vote's JSON, or the reason why it is stuck, was skipped or said no.
     pub result: String,
+    /// How many calls its last answered operation took.
+    pub attempts: u32,
+    /// What people did to it, oldest first, at most [`MAX_NOTES`].
+    pub notes: Vec<String>,
 }
 
 /// A transaction that is not finished.
@@ -151,9 +161,9 @@ pub struct Transaction {
 pub struct Work {
     /// What it is asked.
     pub operation: Operation,
-    /// The participant as declared.
+    /// The participant as declared, without its input.
     pub participant: Participant,
-    /// Its input as JSON text when small; `None`: read it from the transaction.
+    /// The branch's input as JSON text when small; `None`: read it from the transaction.
     pub input: Option<String>,
     /// Coordinator at the time of the put: where the answer goes.
     pub coordinator: (App, SessionId),
@@ -165,14 +175,14 @@ pub struct Work {
     pub last_error: String,
 }
 
-/// A vote or acknowledgement.
+/// A vote or acknowledgement, or what a person wants.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reply {
     /// To what.
     pub operation: Operation,
     /// What was said.
     pub verdict: Verdict,
-    /// How many attempts it took.
+    /// How many calls it took.
     pub attempts: u32,
 }
 
@@ -181,7 +191,7 @@ pub struct Reply {
 pub struct Finished {
     /// Name of its DistributedTransaction.
     pub name: Name,
-    /// Hash of its input, so that the same id with another input is told apart.
+    /// [`digest`] of its input, so that the same id with another input is told apart.
     pub input_digest: u64,
     /// What was decided.
     pub decision: Decision,
@@ -191,6 +201,36 @@ pub struct Finished {
     pub began: Millis,
     /// When it was finished.
     pub finished: Millis,
-    /// Name, stage and result of each branch.
-    pub branches: Vec<(Branch, Stage, String)>,
+    /// Its branches, in the declared order.
+    pub branches: Vec<FinishedBranch>,
+}
+
+/// One branch of a finished transaction.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FinishedBranch {
+    /// Its name.
+    pub name: Branch,
+    /// How it ended: applied or skipped.
+    pub stage: Stage,
+    /// What it answered, or why it was skipped or said no.
+    pub result: String,
+    /// How many calls its last answered operation took.
+    pub attempts: u32,
+    /// What people did to it, oldest first, at most [`MAX_NOTES`].
+    pub notes: Vec<String>,
+}
+
+/// So many notes of what people did are kept of a branch.
+pub const MAX_NOTES: usize = 16;
+
+/// A hash of a transaction's input that stays the same for ever: FNV-1a, 64 bits.
+pub fn digest(input: &str) -> u64 {
+    input.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// The id of the one transaction of a resource with `run: Once`, so that handing it over twice is the same as once.
+pub fn once_id(uid: &str) -> TransactionId {
+    format!("once-{uid}").into()
 }
