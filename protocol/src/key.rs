@@ -65,7 +65,8 @@ pub enum Key {
         /// Which segment.
         segment: SegmentId,
     },
-    /// What became of a segment's messages: acknowledged, deliveries, delays. Written by whoever holds a claim.
+    /// What became of a segment's messages: acknowledged, deliveries, delays. Written by whoever takes or settles
+    /// messages of it, by compare-and-swap.
     Progress {
         /// The Queue.
         queue: Name,

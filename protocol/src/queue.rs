@@ -101,9 +101,7 @@ pub struct Message {
     pub key: String,
     /// Further headers to hand on: CloudEvents attributes, `traceparent`.
     pub headers: Vec<(String, String)>,
-    /// Not delivered before, milliseconds since the Unix epoch; 0 for at once.
-    pub not_before: Millis,
-    /// Not delivered after, milliseconds since the Unix epoch; 0 for always.
+    /// Not delivered after, milliseconds since the Unix epoch: by its `Ttl` or the queue's `retention.age`.
     pub expires: Millis,
     /// When it was published, milliseconds since the Unix epoch.
     pub published: Millis,
@@ -116,18 +114,32 @@ pub struct Segment {
     pub messages: Vec<Message>,
 }
 
+/// Where one message stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// It was never handed out, or came back.
+    #[default]
+    Waiting,
+    /// It is in the hands of a consumer, as long as a claim that names this delivery lives.
+    Delivered,
+    /// It is finished: a consumer acknowledged it.
+    Acknowledged,
+    /// It is finished: it is a dead letter, or expired.
+    GivenUp,
+}
+
 /// What became of one message of a segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fate {
-    /// It is acknowledged, dead or expired: finished.
-    pub finished: bool,
+    /// Where it stands.
+    pub stage: Stage,
     /// How often it was handed out.
     pub deliveries: u32,
-    /// Not delivered again before, milliseconds since the Unix epoch.
+    /// Not handed out before, milliseconds since the Unix epoch; 0 for at once.
     pub not_before: Millis,
 }
 
-/// What became of a segment's messages.
+/// What became of a segment's messages. Absent while nothing has: the publisher puts one only for delayed messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Progress {
     /// One for each message, in the segment's order.
