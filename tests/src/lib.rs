@@ -1,1 +1,3 @@
-//! placeholder
+//! Harness, scenarios, faults and benchmarks on real parts.
+
+pub mod kube;
