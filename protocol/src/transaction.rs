@@ -1,4 +1,19 @@
 //! Distributed transactions.
+//!
+//! [`Coordinator`] and [`Cohort`] are the machines, [`plans`] what they write, [`invariant`] what must hold. Two-phase
+//! commit: a transaction and an item for each branch are put together; each participant's vote takes its item's place;
+//! one compare-and-swap on the transaction is the decision and puts it over every item; acknowledgements take their
+//! place; when all are in, the transaction is replaced by what is remembered of it for a while.
+
+pub mod coordinator;
+pub mod invariant;
+pub mod participant;
+pub mod peers;
+pub mod plans;
+
+pub use coordinator::Coordinator;
+pub use participant::Cohort;
+pub use peers::Peers;
 
 use crate::{App, Branch, Millis, Name, SessionId, TransactionId, definition::Backoff};
 
@@ -233,4 +248,12 @@ pub fn digest(input: &str) -> u64 {
 /// The id of the one transaction of a resource with `run: Once`, so that handing it over twice is the same as once.
 pub fn once_id(uid: &str) -> TransactionId {
     format!("once-{uid}").into()
+}
+
+/// Adds a note of what a person did to a branch.
+fn note(branch: &mut BranchRecord, text: String) {
+    if branch.notes.len() == MAX_NOTES {
+        branch.notes.remove(0);
+    }
+    branch.notes.push(text);
 }

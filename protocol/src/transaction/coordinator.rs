@@ -1,0 +1,543 @@
+//! The coordinator of one transaction: gathers votes, decides once, and sees the decision applied everywhere.
+//!
+//! It keeps what is remembered ([`Transaction`] and its mod revision) and what has been answered since, has at most one
+//! plan under way, and after each input asks what is to be done next. Nothing is true before its plan held: a
+//! coordinator that has been replaced finds its next plan refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Decision, Operation, Peers, Reply, Stage, Transaction, Verdict, plans};
+use crate::etcd::Relation;
+use crate::{Answer, App, Branch, Entry, Key, Kind, Millis, Now, Plan, Record, SessionId, TransactionId};
+
+/// The wait before a plan is tried again whose fate is not known or that was refused for no reason to be seen.
+pub const AGAIN: Millis = 200;
+
+/// What a coordinator hears.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// An answer is in the inbox, put at a revision.
+    Answered(Branch, i64, Reply),
+    /// A wait it asked for is over.
+    Due,
+    /// What its plan came to.
+    Committed(Answer),
+    /// Its plan did not come to anything that is known.
+    Failed(Failure),
+}
+
+/// Why there is no answer to a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// It was not applied and never will be.
+    NotApplied,
+    /// It may have been applied, or be yet.
+    Unknown,
+    /// The session has ended: no plan of it will be applied.
+    SessionEnded,
+}
+
+/// What a coordinator wants done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Commit this, and tell what it came to.
+    Commit(Plan),
+    /// Say [`Input::Due`] after this many milliseconds; replaces the wait before.
+    Wait(Millis),
+    /// The transaction is begun (or adopted).
+    Begun,
+    /// The transaction was not begun: nothing of it is remembered.
+    Refused(Refusal),
+    /// It is decided, once and for all.
+    Decided(Decision),
+    /// What is remembered of its branches has changed.
+    Changed,
+    /// It is finished: nothing is left to do.
+    Finished,
+    /// Another coordinates it now, or it is finished: this one has nothing to say any more.
+    Lost,
+}
+
+/// Why a transaction was not begun.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The id is in use: here is the transaction, or what is remembered of it.
+    Exists(Entry),
+    /// The definition is not the one it was read from any more.
+    Definition,
+    /// Nothing was written.
+    Failed(Failure),
+}
+
+/// What a plan under way is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Step {
+    Begin(Transaction),
+    Adopt(Transaction),
+    Look,
+    Decide(Transaction),
+    Amend(Transaction, Vec<(Branch, i64)>),
+    Finish,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    /// Waits for answers or the deadline.
+    Idle,
+    /// A plan is under way that counts on these sessions.
+    Committing(Step, Vec<SessionId>),
+    /// Waits before it tries the plan again.
+    Resting(Step),
+    /// Has nothing to do any more.
+    Over,
+}
+
+/// The coordinator of one transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Coordinator {
+    id: TransactionId,
+    own: (App, SessionId),
+    /// As it was last known to be remembered.
+    record: Transaction,
+    /// Its mod revision; 0 while it is not begun.
+    revision: i64,
+    /// Answers by branch, with the revision of each; without the reply once it has been dealt with.
+    answers: BTreeMap<Branch, (i64, Option<Reply>)>,
+    /// Sessions that were found gone before the peers said so.
+    gone: BTreeSet<SessionId>,
+    state: State,
+}
+
+impl Coordinator {
+    /// Begins `record` (of [`plans::new`], checked by [`plans::check_size`]) as the sidecar `own`.
+    pub fn begin(
+        id: TransactionId,
+        record: Transaction,
+        own: (App, SessionId),
+        peers: &Peers,
+        now: Now,
+    ) -> (Self, Vec<Effect>) {
+        let mut coordinator = Self::with(id, record, 0, own);
+        let effects = coordinator.commit_begin(peers, now);
+        (coordinator, effects)
+    }
+
+    /// Takes over a transaction that has no coordinator or whose coordinator is gone, as it was found at `revision`.
+    pub fn adopt(
+        id: TransactionId,
+        record: Transaction,
+        revision: i64,
+        own: (App, SessionId),
+        peers: &Peers,
+        now: Now,
+    ) -> (Self, Vec<Effect>) {
+        let mut coordinator = Self::with(id, record, revision, own);
+        let effects = coordinator.commit_adopt(peers, now);
+        (coordinator, effects)
+    }
+
+    fn with(id: TransactionId, record: Transaction, revision: i64, own: (App, SessionId)) -> Self {
+        Self {
+            id,
+            own,
+            record,
+            revision,
+            answers: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            state: State::Idle,
+        }
+    }
+
+    /// The transaction as it was last known to be remembered.
+    pub fn record(&self) -> &Transaction {
+        &self.record
+    }
+
+    /// Whether it is known to be remembered.
+    pub fn begun(&self) -> bool {
+        self.revision > 0
+    }
+
+    /// Takes an input and says what is to be done.
+    pub fn step(&mut self, input: Input, peers: &Peers, now: Now) -> Vec<Effect> {
+        match input {
+            Input::Answered(branch, revision, reply) => {
+                let known = self.answers.get(&branch).map_or(0, |(revision, _)| *revision);
+                if revision > known {
+                    self.answers.insert(branch, (revision, Some(reply)));
+                }
+                self.proceed(peers, now)
+            }
+            Input::Due => match std::mem::replace(&mut self.state, State::Idle) {
+                State::Idle => {
+                    let effects = self.proceed(peers, now);
+                    if self.state == State::Idle { self.until_deadline(now) } else { effects }
+                }
+                State::Resting(step) => self.again(&step, peers, now),
+                busy => {
+                    self.state = busy;
+                    Vec::new()
+                }
+            },
+            Input::Committed(answer) => {
+                let State::Committing(step, needed) = std::mem::replace(&mut self.state, State::Idle) else {
+                    return Vec::new();
+                };
+                let mut effects = if answer.held {
+                    self.held(step, answer)
+                } else {
+                    self.refused(step, &needed, &answer, peers, now)
+                };
+                effects.extend(self.proceed(peers, now));
+                if self.state == State::Idle {
+                    effects.extend(self.until_deadline(now));
+                }
+                effects
+            }
+            Input::Failed(failure) => self.failed(failure),
+        }
+    }
+
+    /// What is to be done next, seen from what is known.
+    fn proceed(&mut self, peers: &Peers, now: Now) -> Vec<Effect> {
+        if self.state != State::Idle || self.revision == 0 {
+            return Vec::new();
+        }
+        match self.record.decision {
+            None => match self.verdict(now) {
+                Some((decision, reason)) => self.commit_decide(decision, reason, peers),
+                None => Vec::new(),
+            },
+            Some(decision) => self.apply(decision, peers, now),
+        }
+    }
+
+    fn vote(&self, branch: &Branch) -> Option<&Reply> {
+        let (_, reply) = self.answers.get(branch)?;
+        reply.as_ref().filter(|reply| reply.operation == Operation::Prepare)
+    }
+
+    /// What is to be decided, if it can be by now.
+    fn verdict(&self, now: Now) -> Option<(Decision, String)> {
+        let mut missing = false;
+        for branch in &self.record.branches {
+            match self.vote(&branch.participant.name).map(|reply| &reply.verdict) {
+                Some(Verdict::No(reason)) => {
+                    return Some((Decision::Abort, format!("{}: {reason}", branch.participant.name)));
+                }
+                Some(Verdict::Yes(_)) => {}
+                _ => missing = true,
+            }
+        }
+        if let Some((_, Some(Reply { verdict: Verdict::Rollback(reason), .. }))) =
+            self.answers.get(&Branch::everything())
+        {
+            return Some((Decision::Abort, format!("rolled back: {reason}")));
+        }
+        if !missing {
+            return Some((Decision::Commit, String::new()));
+        }
+        (now.unix >= self.record.deadline)
+            .then(|| (Decision::Abort, "not every participant voted in time".to_owned()))
+    }
+
+    /// Where a branch's next item goes: where it is, or else to another sidecar of the app, or to the first to come.
+    fn aim(&self, app: &App, item: Option<&SessionId>, peers: &Peers) -> Option<SessionId> {
+        match item {
+            Some(session) if peers.is_live(session) && !self.gone.contains(session) => Some(session.clone()),
+            _ => peers.choose(app, &self.id, &self.gone),
+        }
+    }
+
+    fn commit(&mut self, step: Step, plan: Plan) -> Vec<Effect> {
+        let needed = plan.compares.iter().filter(|compare| compare.relation == Relation::Greater);
+        let needed = needed.filter_map(|compare| match &compare.key {
+            Key::Session(session) => Some(session.clone()),
+            _ => None,
+        });
+        self.state = State::Committing(step, needed.collect());
+        vec![Effect::Commit(plan)]
+    }
+
+    fn commit_begin(&mut self, peers: &Peers, now: Now) -> Vec<Effect> {
+        let mut record = self.record.clone();
+        self.first_coordinator(&mut record, peers, now);
+        self.commit(Step::Begin(record.clone()), plans::begin(&self.id, record))
+    }
+
+    fn first_coordinator(&self, record: &mut Transaction, peers: &Peers, now: Now) {
+        record.coordinator = Some(self.own.clone());
+        record.deadline = now.unix + record.timeout;
+        for branch in &mut record.branches {
+            branch.item = peers.choose(&branch.participant.app, &self.id, &self.gone);
+        }
+    }
+
+    fn commit_adopt(&mut self, peers: &Peers, now: Now) -> Vec<Effect> {
+        if self.record.coordinator.as_ref() == Some(&self.own) {
+            let plan = plans::look(&self.id, self.revision, &self.record);
+            return self.commit(Step::Look, plan);
+        }
+        let mut record = self.record.clone();
+        let unowned = record.coordinator.is_none();
+        match record.coordinator.replace(self.own.clone()) {
+            Some(former) => record.former.push(former),
+            None => self.first_coordinator(&mut record, peers, now),
+        }
+        let plan = plans::adopt(&self.id, self.revision, record.clone(), unowned);
+        self.commit(Step::Adopt(record), plan)
+    }
+
+    fn commit_decide(&mut self, decision: Decision, reason: String, peers: &Peers) -> Vec<Effect> {
+        let mut record = self.record.clone();
+        record.decision = Some(decision);
+        record.reason = reason;
+        let mut moved = Vec::new();
+        for branch in &mut record.branches {
+            let vote = self.vote(&branch.participant.name);
+            let old = self.record.item(&self.id, branch);
+            // Unclaimed work stays for the first to come.
+            let unclaimed = branch.item.is_none() && vote.is_none();
+            if !unclaimed {
+                let to = self.aim(&branch.participant.app, branch.item.as_ref(), peers);
+                if to != branch.item && vote.is_none() {
+                    moved.push(old);
+                }
+                branch.item = to;
+            }
+            if let Some(Reply { verdict: Verdict::Yes(result) | Verdict::No(result), attempts, .. }) = vote {
+                branch.result.clone_from(result);
+                branch.attempts = *attempts;
+            }
+            branch.stage = Stage::Applying;
+        }
+        let plan = plans::decide(&self.id, self.revision, record.clone(), moved);
+        self.commit(Step::Decide(record), plan)
+    }
+
+    /// Takes what was answered to the decision: finishes, or records what people must know and what they wished.
+    fn apply(&mut self, decision: Decision, peers: &Peers, now: Now) -> Vec<Effect> {
+        let news = self.answers.iter().any(|(branch, (_, reply))| {
+            let stage = self.record.branches.iter().find(|of| of.participant.name == *branch);
+            match (reply.as_ref().map(|reply| (&reply.verdict, reply.operation)), stage.map(|of| of.stage)) {
+                (Some((Verdict::No(_), operation)), Some(Stage::Applying)) => {
+                    operation == decision.operation()
+                }
+                (Some((Verdict::Skip(_) | Verdict::Retry, _)), Some(Stage::Stuck)) => true,
+                _ => false,
+            }
+        });
+        if !news && !self.record.branches.iter().all(|branch| self.done(branch, decision)) {
+            return Vec::new();
+        }
+        let mut record = self.record.clone();
+        let mut heard = Vec::new();
+        let mut asked = Vec::new();
+        for (index, branch) in record.branches.iter_mut().enumerate() {
+            let Some((revision, Some(reply))) = self.answers.get(&branch.participant.name) else { continue };
+            let current = reply.operation == decision.operation();
+            match (&reply.verdict, branch.stage) {
+                (Verdict::Yes(result), _) if current => {
+                    branch.stage = Stage::Applied;
+                    branch.attempts = reply.attempts;
+                    if !result.is_empty() {
+                        branch.result.clone_from(result);
+                    }
+                    continue;
+                }
+                (Verdict::No(reason), Stage::Applying) if current => {
+                    branch.stage = Stage::Stuck;
+                    branch.attempts = reply.attempts;
+                    branch.result.clone_from(reason);
+                }
+                (Verdict::Skip(reason), Stage::Stuck) => {
+                    branch.stage = Stage::Skipped;
+                    super::note(branch, format!("skipped: {reason}"));
+                }
+                (Verdict::Retry, Stage::Stuck) => {
+                    branch.stage = Stage::Applying;
+                    branch.item = self.aim(&branch.participant.app, branch.item.as_ref(), peers);
+                    let note = format!("tried again after: {}", branch.result);
+                    super::note(branch, note);
+                    asked.push(index);
+                }
+                _ => continue,
+            }
+            heard.push((branch.participant.name.clone(), *revision));
+        }
+        if heard.is_empty() {
+            let plan = plans::finish(&self.id, self.revision, &record, now);
+            self.record = record;
+            return self.commit(Step::Finish, plan);
+        }
+        let names: Vec<Branch> = heard.iter().map(|(branch, _)| branch.clone()).collect();
+        let plan = plans::amend(&self.id, self.revision, record.clone(), &asked, &names);
+        self.commit(Step::Amend(record, heard), plan)
+    }
+
+    fn done(&self, branch: &super::BranchRecord, decision: Decision) -> bool {
+        matches!(branch.stage, Stage::Applied | Stage::Skipped)
+            || self.answers.get(&branch.participant.name).is_some_and(|(_, reply)| {
+                reply.as_ref().is_some_and(|reply| {
+                    reply.operation == decision.operation() && matches!(reply.verdict, Verdict::Yes(_))
+                })
+            })
+    }
+
+    fn until_deadline(&self, now: Now) -> Vec<Effect> {
+        match self.record.decision {
+            None if self.begun() => vec![Effect::Wait(now.until_unix(self.record.deadline))],
+            _ => Vec::new(),
+        }
+    }
+
+    fn held(&mut self, step: Step, answer: Answer) -> Vec<Effect> {
+        let revision = answer.revision;
+        match step {
+            Step::Begin(record) => {
+                // What came before belongs to an earlier transaction of the same id.
+                self.answers.retain(|_, (at, _)| *at > revision);
+                self.learn(record, revision);
+                vec![Effect::Begun]
+            }
+            Step::Adopt(record) => {
+                self.learn(record, revision);
+                self.read_answers(answer);
+                vec![Effect::Begun]
+            }
+            Step::Look => {
+                self.read_answers(answer);
+                vec![Effect::Begun]
+            }
+            Step::Decide(record) => self.learn(record, revision),
+            Step::Amend(record, heard) => {
+                self.learn(record, revision);
+                for (branch, at) in heard {
+                    if let Some((revision, reply)) = self.answers.get_mut(&branch)
+                        && *revision == at
+                    {
+                        *reply = None;
+                    }
+                }
+                vec![Effect::Changed]
+            }
+            Step::Finish => self.over(Effect::Finished),
+        }
+    }
+
+    /// Takes a record as remembered.
+    fn learn(&mut self, record: Transaction, revision: i64) -> Vec<Effect> {
+        let before = self.record.decision;
+        self.record = record;
+        self.revision = revision;
+        self.record.decision.filter(|_| before.is_none()).map(Effect::Decided).into_iter().collect()
+    }
+
+    fn over(&mut self, effect: Effect) -> Vec<Effect> {
+        self.state = State::Over;
+        vec![effect]
+    }
+
+    fn read_answers(&mut self, answer: Answer) {
+        for entry in answer.reads.into_iter().flatten() {
+            if let (Key::Answer { branch, .. }, Record::Answer(reply)) = (entry.key, entry.record) {
+                let known = self.answers.get(&branch).map_or(0, |(revision, _)| *revision);
+                if entry.mod_revision > known {
+                    self.answers.insert(branch, (entry.mod_revision, Some(reply)));
+                }
+            }
+        }
+    }
+
+    /// Learns from what was found why a plan did not hold, and makes the next one from it.
+    fn refused(
+        &mut self,
+        step: Step,
+        needed: &[SessionId],
+        answer: &Answer,
+        peers: &Peers,
+        now: Now,
+    ) -> Vec<Effect> {
+        let found = |key: &Key| answer.reads.iter().flatten().find(|entry| entry.key == *key);
+        let missing: Vec<SessionId> = needed
+            .iter()
+            .filter(|session| found(&Key::Session((*session).clone())).is_none())
+            .cloned()
+            .collect();
+        let mut effects = Vec::new();
+        let mut news = !missing.is_empty();
+        let transaction = found(&Key::Transaction(self.id.clone()));
+        match (transaction.map(|entry| (entry, &entry.record)), &step) {
+            (Some((entry, Record::Transaction(record))), _) => {
+                let mine = record.coordinator.as_ref() == Some(&self.own);
+                match step {
+                    Step::Begin(_) if !mine => {
+                        return self.over(Effect::Refused(Refusal::Exists(entry.clone())));
+                    }
+                    // Its fate was not known: it was applied.
+                    Step::Begin(_) => {
+                        self.answers.retain(|_, (at, _)| *at > entry.create_revision);
+                        self.learn(record.clone(), entry.mod_revision);
+                        return vec![Effect::Begun];
+                    }
+                    Step::Adopt(_) if mine || record.coordinator == self.record.coordinator => {}
+                    _ if mine => {}
+                    _ => return self.over(Effect::Lost),
+                }
+                // Something of it changed: a participant's sidecar moved an item.
+                news |= self.revision != entry.mod_revision;
+                effects.extend(self.learn(record.clone(), entry.mod_revision));
+            }
+            (_, Step::Begin(record)) => {
+                if let Some(done) = found(&Key::Done(self.id.clone())) {
+                    return self.over(Effect::Refused(Refusal::Exists(done.clone())));
+                }
+                let definition = Key::Definition { kind: Kind::Transaction, name: record.name.clone() };
+                if found(&definition).is_none_or(|entry| entry.create_revision != record.definition) {
+                    return self.over(Effect::Refused(Refusal::Definition));
+                }
+            }
+            (_, Step::Finish) => return self.over(Effect::Finished),
+            _ => return self.over(Effect::Lost),
+        }
+        let own_ended = missing.contains(&self.own.1);
+        self.gone.extend(missing);
+        match step {
+            Step::Begin(_) if own_ended => {
+                return self.over(Effect::Refused(Refusal::Failed(Failure::SessionEnded)));
+            }
+            // Its coordinator lives after all, or this one does not.
+            Step::Adopt(_) if !news => return self.over(Effect::Lost),
+            _ if own_ended => return self.over(Effect::Lost),
+            _ => {}
+        }
+        effects.extend(if news { self.again(&step, peers, now) } else { self.rest(step) });
+        effects
+    }
+
+    fn rest(&mut self, step: Step) -> Vec<Effect> {
+        self.state = State::Resting(step);
+        vec![Effect::Wait(AGAIN)]
+    }
+
+    fn again(&mut self, step: &Step, peers: &Peers, now: Now) -> Vec<Effect> {
+        match step {
+            Step::Begin(_) => self.commit_begin(peers, now),
+            Step::Adopt(_) | Step::Look => self.commit_adopt(peers, now),
+            Step::Decide(_) | Step::Amend(..) | Step::Finish => self.proceed(peers, now),
+        }
+    }
+
+    fn failed(&mut self, failure: Failure) -> Vec<Effect> {
+        let State::Committing(step, _) = std::mem::replace(&mut self.state, State::Idle) else {
+            return Vec::new();
+        };
+        match (&step, failure) {
+            (Step::Begin(_), Failure::NotApplied | Failure::SessionEnded) => {
+                self.over(Effect::Refused(Refusal::Failed(failure)))
+            }
+            (_, Failure::SessionEnded) => self.over(Effect::Lost),
+            _ => self.rest(step),
+        }
+    }
+}
