@@ -3,3 +3,4 @@
 //! The only crate that knows etcd.
 
 pub mod keys;
+pub mod record;

@@ -2,5 +2,9 @@
 
 #[path = "codec/arbitrary.rs"]
 mod arbitrary;
+#[path = "codec/golden.rs"]
+mod golden;
 #[path = "codec/keys.rs"]
 mod keys;
+#[path = "codec/records.rs"]
+mod records;

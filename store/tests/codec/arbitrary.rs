@@ -17,7 +17,7 @@ pub(crate) fn text() -> impl Strategy<Value = String> {
     ]
 }
 
-fn id<T: From<String> + std::fmt::Debug>() -> impl Strategy<Value = T> {
+pub(crate) fn id<T: From<String> + std::fmt::Debug>() -> impl Strategy<Value = T> {
     text().prop_map(T::from)
 }
 
