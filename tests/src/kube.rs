@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use concordat_crds::manifest;
 use k8s_openapi::{
     api::core::v1, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -37,8 +37,11 @@ const ATTEMPTS: usize = 5;
 /// A Kubernetes API with Concordat's custom resources. Dropping it ends its processes.
 pub struct Cluster {
     authority: Authority,
-    url: String,
-    api_server: Server,
+    program: PathBuf,
+    port: u16,
+    /// None while it is stopped.
+    api_server: Option<Server>,
+    etcd_url: String,
     _etcd: Server,
 }
 
@@ -52,15 +55,30 @@ impl Cluster {
 
     /// A cluster of one's own, for a test that stops it.
     pub async fn start() -> Result<Self> {
-        let program = api_server_program()?;
+        let program = program("kube-apiserver", "TEST_ASSET_KUBE_APISERVER")?;
         let authority = Authority::new()?;
-        let (etcd, etcd_url) = retry(async || start_etcd().await).await.context("etcd for Kubernetes")?;
-        let (api_server, url) = retry(async || start_api_server(&program, &authority, &etcd_url).await)
-            .await
-            .context("kube-apiserver")?;
-        let cluster = Self { authority, url, api_server, _etcd: etcd };
+        let (etcd, etcd_url) = retry(start_etcd).await.context("etcd for Kubernetes")?;
+        let (api_server, port) = retry(async || {
+            let port = free_port()?;
+            Ok((start_api_server(&program, &authority, &etcd_url, port).await?, port))
+        })
+        .await
+        .context("kube-apiserver")?;
+        let cluster = Self { authority, program, port, api_server: Some(api_server), etcd_url, _etcd: etcd };
         cluster.install().await?;
         Ok(cluster)
+    }
+
+    /// Ends the API server as a crash does. What it stored stays.
+    pub fn stop_api_server(&mut self) {
+        self.api_server = None;
+    }
+
+    /// Starts the API server again after [`Cluster::stop_api_server`], at the same address.
+    pub async fn start_api_server(&mut self) -> Result<()> {
+        let server = start_api_server(&self.program, &self.authority, &self.etcd_url, self.port).await?;
+        self.api_server = Some(server);
+        Ok(())
     }
 
     /// A client that may do everything. It belongs to the runtime it is made in.
@@ -75,7 +93,17 @@ impl Cluster {
 
     /// A kubeconfig (YAML, without references to files) with which a child process logs in as `user`.
     pub fn kubeconfig(&self, user: &str, group: Option<&str>) -> Result<String> {
-        kubeconfig(&self.authority, &self.url, user, group)
+        kubeconfig(&self.authority, self.port, user, group)
+    }
+
+    /// The real kubectl, logged in to do everything. Add arguments and run it.
+    pub fn kubectl(&self) -> Result<Command> {
+        let server = self.api_server.as_ref().context("the API server is stopped")?;
+        let file = server.folder().join("admin.kubeconfig");
+        fs::write(&file, self.kubeconfig("admin", Some("system:masters"))?)?;
+        let mut command = Command::new(program("kubectl", "TEST_ASSET_KUBECTL")?);
+        command.env("KUBECONFIG", file).env("HOME", server.folder());
+        Ok(command)
     }
 
     /// A new namespace with a random name for the test called `test`.
@@ -124,11 +152,8 @@ impl Namespace<'_> {
 impl Drop for Namespace<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!(
-                "namespace {}; kube-apiserver's log ends:\n{}",
-                self.name,
-                self.cluster.api_server.log_tail()
-            );
+            let log = self.cluster.api_server.as_ref().map(Server::log_tail).unwrap_or_default();
+            eprintln!("namespace {}; kube-apiserver's log ends:\n{log}", self.name);
         }
     }
 }
@@ -168,7 +193,7 @@ async fn start_etcd() -> Result<(Server, String)> {
     Ok((server, url))
 }
 
-async fn start_api_server(program: &Path, authority: &Authority, etcd: &str) -> Result<(Server, String)> {
+async fn start_api_server(program: &Path, authority: &Authority, etcd: &str, port: u16) -> Result<Server> {
     let folder = tempfile::Builder::new().prefix("concordat-kube-apiserver-").tempdir()?.keep();
     let file = |name: &str, text: &str| {
         let path = folder.join(name);
@@ -178,7 +203,6 @@ async fn start_api_server(program: &Path, authority: &Authority, etcd: &str) -> 
     let Identity { certificate, key } = authority.server()?;
     let certificate = file("server.crt", &certificate)?;
     let key = file("server.key", &key)?;
-    let port = free_port()?;
     let mut command = Command::new(program);
     command.args([
         format!("--etcd-servers={etcd}"),
@@ -199,8 +223,7 @@ async fn start_api_server(program: &Path, authority: &Authority, etcd: &str) -> 
         format!("--service-account-signing-key-file={key}"),
     ]);
     let mut server = Server::start(command, &folder)?;
-    let url = format!("https://127.0.0.1:{port}");
-    let admin = client(&kubeconfig(authority, &url, "admin", Some("system:masters"))?).await?;
+    let admin = client(&kubeconfig(authority, port, "admin", Some("system:masters"))?).await?;
     server
         .ready(async || {
             let answer = admin.request_text(axum::http::Request::get("/readyz").body(Vec::new())?).await?;
@@ -208,12 +231,13 @@ async fn start_api_server(program: &Path, authority: &Authority, etcd: &str) -> 
             Ok(())
         })
         .await?;
-    Ok((server, url))
+    Ok(server)
 }
 
-fn kubeconfig(authority: &Authority, url: &str, user: &str, group: Option<&str>) -> Result<String> {
+fn kubeconfig(authority: &Authority, port: u16, user: &str, group: Option<&str>) -> Result<String> {
     use base64::{Engine, prelude::BASE64_STANDARD};
     let Identity { certificate, key } = authority.user(user, group)?;
+    let url = format!("https://127.0.0.1:{port}");
     let [authority, certificate, key] =
         [&authority.certificate, &certificate, &key].map(|pem| BASE64_STANDARD.encode(pem));
     Ok(serde_saphyr::to_string(&serde_json::json!({
@@ -232,23 +256,21 @@ async fn client(kubeconfig: &str) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-/// Where kube-apiserver is: as Kubebuilder's variables say, else where `tests/kubernetes/build` puts it.
-fn api_server_program() -> Result<PathBuf> {
+/// Where a program of Kubernetes is: where `variable` says, else in Kubebuilder's folder, in the one where
+/// `tests/kubernetes/build` puts it, or on the PATH.
+fn program(name: &str, variable: &str) -> Result<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let program = if let Some(program) = set("TEST_ASSET_KUBE_APISERVER") {
-        program
-    } else if let Some(folder) = set("KUBEBUILDER_ASSETS") {
-        folder.join("kube-apiserver")
-    } else {
-        let version =
-            BUILD.lines().find_map(|line| line.strip_prefix("KUBERNETES=")).context("the version")?;
-        let cache = set("CONCORDAT_CACHE")
-            .or_else(|| set("HOME").map(|home| home.join(".cache/concordat")))
-            .context("neither CONCORDAT_CACHE nor HOME is set")?;
-        cache.join(format!("kubernetes-{version}/bin/kube-apiserver"))
-    };
-    if !program.is_file() {
-        bail!("{} is missing: run tests/kubernetes/build (about 4 minutes)", program.display());
+    if let Some(program) = set(variable) {
+        ensure!(program.is_file(), "{variable} names {}, which is not there", program.display());
+        return Ok(program);
     }
-    Ok(program)
+    let version = BUILD.lines().find_map(|line| line.strip_prefix("KUBERNETES=")).context("the version")?;
+    let cache = set("CONCORDAT_CACHE").or_else(|| set("HOME").map(|home| home.join(".cache/concordat")));
+    let built = cache.map(|cache| cache.join(format!("kubernetes-{version}/bin")));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = set("KUBEBUILDER_ASSETS").into_iter().chain(built).chain(env::split_paths(&path));
+    folders
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+        .with_context(|| format!("{name} is missing: run tests/kubernetes/build (about 4 minutes)"))
 }

@@ -60,6 +60,11 @@ impl Server {
         }
     }
 
+    /// The folder that lives as long as the server.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The last lines that the server wrote.
     pub(super) fn log_tail(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();

@@ -1,7 +1,9 @@
 //! The custom resources on a real API server: what it takes, what it refuses and with which words, what it shows.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
+mod inputs;
 mod rules;
+mod shown;
 
 use axum::http::Request;
 use concordat_crds::manifest;
