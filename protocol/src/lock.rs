@@ -1,4 +1,18 @@
 //! Locks.
+//!
+//! [`machine`] is one key of a lock as one sidecar sees it: who of its callers waits, holds or lets go. All it decides
+//! it asks of etcd by the two plans of [`plans`]. [`invariant`] says what must be true of any run.
+
+pub mod fence;
+pub mod invariant;
+pub mod machine;
+pub mod message;
+pub mod plans;
+
+pub use fence::Fence;
+pub use machine::Machine;
+pub use message::{Caller, Effect, Failure, Input, Rejected, Reply, Request, Rival, Token};
+pub use plans::Found;
 
 use crate::{Millis, SessionId};
 

@@ -1,0 +1,166 @@
+//! What must be true of any run of a lock, L1 to L7, as functions over what was recorded of one key: by the model
+//! checker in each state, by the fault tests over a whole run.
+
+use std::collections::BTreeMap;
+
+use super::fence::PLACES;
+use crate::{Millis, SessionId};
+
+/// What is known of one key of a lock after a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// Every change of the holder's key, from a watch from revision 1, oldest first.
+    pub changes: Vec<Change>,
+    /// What callers were granted, in the order of the answers.
+    pub grants: Vec<Grant>,
+    /// Fences of the writes that a fenced resource took, in its order.
+    pub accepted: Vec<u64>,
+    /// Calls that waited in vain.
+    pub vain: Vec<Wait>,
+    /// Releases and renewals that were said to have succeeded with a token that was not the holder's.
+    pub forged: Vec<String>,
+}
+
+/// One change of the holder's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// etcd's revision.
+    pub revision: i64,
+    /// When the watch told of it: milliseconds of the recorder's monotonic clock.
+    pub at: Millis,
+    /// The holder's session; `None`: deleted.
+    pub holder: Option<SessionId>,
+}
+
+/// One grant, as its caller knows it; instants are milliseconds of one monotonic clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The sidecar that answered, and the caller's place among its callers by arrival.
+    pub caller: (String, u64),
+    /// The fence.
+    pub fence: u64,
+    /// When the answer came.
+    pub from: Millis,
+    /// When the caller stopped believing it: it let go, or `expiresInMs` was over.
+    pub to: Millis,
+    /// Whether the session that the caller waited under was alive when etcd granted.
+    pub session_alive: bool,
+    /// Whether the definition it was asked under was in force when etcd granted.
+    pub definition_in_force: bool,
+}
+
+/// A call that was not granted although it waited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// When it was made.
+    pub from: Millis,
+    /// When it was answered.
+    pub to: Millis,
+}
+
+/// A broken invariant: which, and how.
+pub type Broken = String;
+
+/// L1: the holder's key is put only when absent, so grants are disjoint in etcd's order.
+pub fn l1_exclusion(history: &History) -> Result<(), Broken> {
+    let mut held = false;
+    for change in &history.changes {
+        if held && change.holder.is_some() {
+            return Err(format!("L1: a grant at {} while another stood", change.revision));
+        }
+        held = change.holder.is_some();
+    }
+    Ok(())
+}
+
+/// L2: each grant is one put of the holder's key, and fences rise strictly in the order of these.
+pub fn l2_fencing(history: &History, offset: i64) -> Result<(), Broken> {
+    let mut puts: BTreeMap<i64, Option<u64>> = BTreeMap::new();
+    puts.extend(history.changes.iter().filter(|change| change.holder.is_some()).map(|c| (c.revision, None)));
+    for Grant { fence, .. } in &history.grants {
+        let revision = (fence / PLACES) as i64 - offset;
+        match puts.get_mut(&revision) {
+            None => return Err(format!("L2: fence {fence} is of no grant that etcd knows")),
+            Some(Some(other)) => return Err(format!("L2: fences {other} and {fence} are of one grant")),
+            Some(slot) => *slot = Some(*fence),
+        }
+    }
+    let fences: Vec<u64> = puts.into_values().flatten().collect();
+    match fences.windows(2).find(|pair| pair[0] >= pair[1]) {
+        Some(pair) => Err(format!("L2: fence {} came after {}", pair[1], pair[0])),
+        None => Ok(()),
+    }
+}
+
+/// L3: a fenced resource never took a write of a grant after one of a later grant.
+pub fn l3_fenced_resource(history: &History) -> Result<(), Broken> {
+    match history.accepted.windows(2).find(|pair| pair[0] > pair[1]) {
+        Some(pair) => Err(format!("L3: a write of {} was taken after one of {}", pair[1], pair[0])),
+        None => Ok(()),
+    }
+}
+
+/// L4: no two callers were ever told at one time that they hold it; and none was granted by a session that was dead
+/// or under a definition that was gone.
+pub fn l4_local_truth(history: &History) -> Result<(), Broken> {
+    let mut by_time: Vec<&Grant> = history.grants.iter().collect();
+    by_time.sort_by_key(|grant| (grant.from, grant.to));
+    if let Some(pair) = by_time.windows(2).find(|pair| pair[1].from < pair[0].to) {
+        return Err(format!("L4: {} and {} were believed at one time", pair[0].fence, pair[1].fence));
+    }
+    if let Some(grant) = by_time.iter().find(|grant| !grant.session_alive) {
+        return Err(format!("L4: {} was granted to a dead session", grant.fence));
+    }
+    match by_time.iter().find(|grant| !grant.definition_in_force) {
+        Some(grant) => Err(format!("L4: {} was granted under a definition that was gone", grant.fence)),
+        None => Ok(()),
+    }
+}
+
+/// L5: whoever waits in vain waits for somebody: at no time while it waited was the key free for longer than `bound`.
+pub fn l5_liveness(history: &History, bound: Millis) -> Result<(), Broken> {
+    for wait in &history.vain {
+        // Until the first change within the wait, the key is as the last change before it left it.
+        let before = history.changes.iter().rfind(|change| change.at <= wait.from);
+        let mut free_since = before.is_none_or(|change| change.holder.is_none()).then_some(wait.from);
+        let within = history.changes.iter().filter(|change| change.at > wait.from && change.at <= wait.to);
+        for (at, held) in within.map(|change| (change.at, change.holder.is_some())).chain([(wait.to, true)]) {
+            if free_since.is_some_and(|since| at - since > bound) {
+                return Err(format!("L5: a call waited from {} to {} for nobody", wait.from, wait.to));
+            }
+            free_since = (!held).then_some(at);
+        }
+    }
+    Ok(())
+}
+
+/// L6: callers of one sidecar that waited are granted in the order in which they came. Among sidecars this mode keeps
+/// no order.
+pub fn l6_order(history: &History) -> Result<(), Broken> {
+    let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+    for Grant { caller: (sidecar, place), .. } in &history.grants {
+        if last.insert(sidecar, *place).is_some_and(|before| before >= *place) {
+            return Err(format!("L6: {sidecar} granted its caller {place} out of turn"));
+        }
+    }
+    Ok(())
+}
+
+/// L7: a release or renewal with a token that is not the holder's changes nothing.
+pub fn l7_wrong_token(history: &History) -> Result<(), Broken> {
+    match history.forged.first() {
+        Some(call) => Err(format!("L7: {call}")),
+        None => Ok(()),
+    }
+}
+
+/// All seven.
+pub fn all(history: &History, offset: i64, bound: Millis) -> Result<(), Broken> {
+    l1_exclusion(history)?;
+    l2_fencing(history, offset)?;
+    l3_fenced_resource(history)?;
+    l4_local_truth(history)?;
+    l5_liveness(history, bound)?;
+    l6_order(history)?;
+    l7_wrong_token(history)
+}
