@@ -1,8 +1,18 @@
-//! Queues.
+//! Queues: messages published in segments, handed out under claims, settled by compare-and-swap.
+//!
+//! - [`publish`] gathers one sidecar's messages into segments.
+//! - [`delivery`] hands a queue's messages to one sidecar's consumers and settles them.
+//! - [`plans`] holds every plan and its guards, [`invariant`] what must hold.
+
+pub mod delivery;
+pub mod invariant;
+pub mod location;
+pub mod plans;
+pub mod publish;
 
 use std::fmt;
 
-use crate::{Millis, Name, SessionId};
+use crate::{Answer, Millis, Name, SessionId};
 
 /// What a queue gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,7 +90,7 @@ pub struct SegmentId {
     pub number: u64,
     /// How many messages it holds.
     pub messages: u32,
-    /// How many bytes their bodies are.
+    /// How many bytes they are, see [`Message::size`].
     pub bytes: u32,
 }
 
@@ -105,6 +115,14 @@ pub struct Message {
     pub expires: Millis,
     /// When it was published, milliseconds since the Unix epoch.
     pub published: Millis,
+}
+
+impl Message {
+    /// Its bytes: body, key, content type and headers.
+    pub fn size(&self) -> u64 {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        (self.body.len() + self.key.len() + self.content_type.len() + headers) as u64
+    }
 }
 
 /// Messages published together.
@@ -139,6 +157,13 @@ pub struct Fate {
     pub not_before: Millis,
 }
 
+impl Fate {
+    /// Whether the message is never handed out again.
+    pub fn finished(&self) -> bool {
+        matches!(self.stage, Stage::Acknowledged | Stage::GivenUp)
+    }
+}
+
 /// What became of a segment's messages. Absent while nothing has: the publisher puts one only for delayed messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Progress {
@@ -166,6 +191,33 @@ pub struct DeadLetter {
     pub reason: String,
     /// When, milliseconds since the Unix epoch.
     pub at: Millis,
+}
+
+impl DeadLetter {
+    /// The message as it goes on to another queue, telling where it comes from and why.
+    pub fn labelled(self, queue: &Name) -> Message {
+        let mut message = self.message;
+        for (name, value) in [
+            ("concordat-dead-letter-queue", queue.to_string()),
+            ("concordat-dead-letter-reason", self.reason),
+            ("concordat-dead-letter-deliveries", self.deliveries.to_string()),
+        ] {
+            message.headers.retain(|(present, _)| present != name);
+            message.headers.push((name.to_owned(), value));
+        }
+        message
+    }
+}
+
+/// What became of a plan, as its machine learns it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// etcd answered.
+    Answered(Answer),
+    /// Nothing was written and nothing will be.
+    NotApplied,
+    /// Nobody can tell.
+    Unknown,
 }
 
 /// That a message was stored: a repeat is answered from here. Its revision is the record's own.

@@ -1,0 +1,230 @@
+//! What becomes of the machine's plans.
+
+use std::sync::Arc;
+
+use super::{AGAIN, Delivered, Delivery, Effect, Flight, Status, Verdict, Waiting, segment::Pending};
+use crate::{
+    Answer, Entry, Now, Record,
+    queue::{
+        Fate, Outcome,
+        location::{ClaimId, SegmentAt},
+    },
+};
+
+impl Delivery {
+    /// Takes a plan's outcome.
+    pub(super) fn done(
+        &mut self,
+        at: SegmentAt,
+        flight: Flight,
+        outcome: Outcome,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.dirty.insert(at);
+        let gone = self.segments.get(&at).is_some_and(|segment| segment.gone);
+        if let Some(segment) = self.segments.get_mut(&at) {
+            segment.busy = false;
+            if outcome == Outcome::NotApplied {
+                segment.not_until = now.monotonic + AGAIN;
+            }
+        }
+        match flight {
+            Flight::Load => {
+                if let Outcome::Answered(answer) = outcome {
+                    self.keep_body(at, answer.reads.first());
+                }
+            }
+            Flight::Take { claim, grants, places, fates } => match outcome {
+                Outcome::Answered(answer) if answer.held => {
+                    self.taken(at, claim, grants, places, fates, answer, now, effects);
+                }
+                outcome => {
+                    match outcome {
+                        Outcome::Answered(answer) => {
+                            let reads = answer.reads.get(1..).unwrap_or_default();
+                            self.refused(at, &answer, reads, now, effects);
+                        }
+                        Outcome::NotApplied => self.pause(at, now),
+                        Outcome::Unknown => {
+                            self.pause(at, now);
+                            if let Some(segment) = self.segments.get_mut(&at) {
+                                segment.unanswered.insert(claim);
+                            }
+                        }
+                    }
+                    for (waiting, _) in grants.into_iter().rev() {
+                        self.wait_again(waiting);
+                    }
+                }
+            },
+            Flight::Settle { sent, ended, fates, burial } => match outcome {
+                Outcome::Answered(answer) if answer.held => {
+                    let tickets = sent.iter().filter_map(|pending| pending.ticket);
+                    effects.extend(tickets.map(|ticket| Effect::Settled(ticket, Status::Ok)));
+                    self.settled(at, &ended, fates, answer.revision, effects);
+                }
+                Outcome::Answered(answer) => {
+                    self.settlement_refused(at, sent, fates, burial, &answer, now, effects);
+                }
+                Outcome::NotApplied => {
+                    if let Some(segment) = self.segments.get_mut(&at) {
+                        segment.unsend(sent);
+                    }
+                }
+                Outcome::Unknown => {
+                    let tickets = sent.iter().filter_map(|pending| pending.ticket);
+                    effects.extend(tickets.map(|ticket| Effect::Settled(ticket, Status::Unknown)));
+                    if let Some(segment) = self.segments.get_mut(&at) {
+                        segment.unsend(sent.into_iter().filter(|pending| pending.ticket.is_none()).collect());
+                    }
+                }
+            },
+        }
+        if gone {
+            self.finish(at, Vec::new(), effects);
+        }
+    }
+
+    fn pause(&mut self, at: SegmentAt, now: Now) {
+        self.paused = now.monotonic + AGAIN;
+        self.due.insert((self.paused, at));
+    }
+
+    fn wait_again(&mut self, waiting: Waiting) {
+        if !self.left.remove(&waiting.waiter) {
+            self.waiters.push_front(waiting);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one flight and its answer")]
+    fn taken(
+        &mut self,
+        at: SegmentAt,
+        claim: ClaimId,
+        grants: Vec<(Waiting, Vec<u32>)>,
+        places: Vec<(u32, u32)>,
+        fates: Vec<Fate>,
+        answer: Answer,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.keep_body(at, answer.reads.first());
+        let believed = self.session.as_ref().filter(|(id, _)| *id == claim.session).map(|(_, until)| *until);
+        let Some(segment) = self.segments.get_mut(&at) else {
+            return grants.into_iter().rev().for_each(|(waiting, _)| self.wait_again(waiting));
+        };
+        segment.advance(fates, answer.revision);
+        segment.claims.insert(claim.clone(), places);
+        let believed = believed.filter(|until| *until > now.monotonic);
+        for (waiting, granted) in grants.into_iter().rev() {
+            let left = self.left.remove(&waiting.waiter);
+            if let (Some(believed), Some(body), false) = (believed, segment.body.clone(), left) {
+                let visible = segment.hold(&granted, &claim, waiting.visibility, now);
+                let deadline = now.unix + visible.min(believed).saturating_sub(now.monotonic);
+                let delivered = granted.into_iter().map(|place| Delivered {
+                    segment: body.clone(),
+                    receipt: segment.receipt(at, place, &claim),
+                    deadline,
+                });
+                effects.push(Effect::Deliver(waiting.waiter, delivered.collect()));
+                continue;
+            }
+            for place in granted {
+                let receipt = segment.receipt(at, place, &claim);
+                segment.push(Pending { ticket: None, receipt, verdict: Verdict::Returned });
+            }
+            if !left {
+                self.waiters.push_front(waiting);
+            }
+        }
+    }
+
+    fn settled(
+        &mut self,
+        at: SegmentAt,
+        ended: &[ClaimId],
+        fates: Vec<Fate>,
+        revision: i64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if fates.iter().all(Fate::finished) {
+            return self.finish(at, fates, effects);
+        }
+        let Some(segment) = self.segments.get_mut(&at) else { return };
+        segment.advance(fates, revision);
+        segment.claims.retain(|claim, _| !ended.contains(claim));
+    }
+
+    /// A refused settlement has read why.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one flight and its answer")]
+    fn settlement_refused(
+        &mut self,
+        at: SegmentAt,
+        sent: Vec<Pending>,
+        fates: Vec<Fate>,
+        burial: Option<i64>,
+        answer: &Answer,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        let [progress, _, alive, rest @ ..] = answer.reads.as_slice() else { return };
+        let buried_elsewhere =
+            rest.first().and_then(|found| found.first()).map(|entry| entry.create_revision);
+        let lost_queue = burial.is_some() && burial != buried_elsewhere;
+        if lost_queue {
+            self.dead_letters = None;
+        }
+        if progress.is_empty() && !lost_queue {
+            // The segment is gone. While our session lives nobody else can end our deliveries, so an earlier try of
+            // this very plan did (plans that only delete are sent until their fate is known).
+            for Pending { ticket, verdict, .. } in &sent {
+                let status = match (verdict, alive.is_empty()) {
+                    (Verdict::Ack, false) => Status::Ok,
+                    (Verdict::Ack, true) => Status::Unknown,
+                    _ => Status::Stale,
+                };
+                effects.extend(ticket.map(|ticket| Effect::Settled(ticket, status)));
+            }
+            return self.finish(at, fates, effects);
+        }
+        if let Some(segment) = self.segments.get_mut(&at) {
+            segment.unsend(sent);
+        }
+        if !lost_queue {
+            self.refused(at, answer, &answer.reads, now, effects);
+        }
+    }
+
+    /// Takes over what a refused plan has read: progress and claims. When that is what was known, a lease's guard was
+    /// the reason, and the next try waits.
+    fn refused(
+        &mut self,
+        at: SegmentAt,
+        answer: &Answer,
+        reads: &[Vec<Entry>],
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        let [progress, claims, ..] = reads else { return };
+        let Some(segment) = self.segments.get_mut(&at) else { return };
+        if answer.revision < self.seen {
+            return;
+        }
+        if progress.is_empty() && segment.progress_at > 0 {
+            self.finish(at, Vec::new(), effects);
+        } else if !segment.replace(progress.first(), claims, answer.revision) {
+            segment.not_until = now.monotonic + AGAIN;
+        }
+    }
+
+    fn keep_body(&mut self, at: SegmentAt, read: Option<&Vec<Entry>>) {
+        let Some(segment) = self.segments.get_mut(&at) else { return };
+        if let (None, Some(Entry { record: Record::Segment(body), .. })) =
+            (&segment.body, read.and_then(|found| found.first()))
+        {
+            self.cached += u64::from(segment.id.bytes);
+            segment.body = Some(Arc::new(body.clone()));
+        }
+    }
+}
