@@ -121,7 +121,8 @@ impl Cluster {
         let api: Api<CustomResourceDefinition> = Api::all(self.client().await?);
         for (file, definition) in manifest::definitions() {
             let name = definition.name_any();
-            let applied: serde_json::Value = serde_saphyr::from_str(&manifest::yaml(&definition)?)?;
+            let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds").join(file))?;
+            let applied: serde_json::Value = serde_saphyr::from_str(&text)?;
             api.patch(&name, &PatchParams::apply("concordat-tests"), &Patch::Apply(&applied))
                 .await
                 .with_context(|| format!("applying {file}"))?;
