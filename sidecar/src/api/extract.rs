@@ -1,0 +1,319 @@
+//! Extractors that take nothing they do not know: what is missing, malformed, doubled or unknown is refused by a problem
+//! document that says what to change.
+//!
+//! The types they fill should `#[serde(deny_unknown_fields)]`. Content types are not looked at where JSON is the only
+//! thing a route takes, so that `curl -d` works; a browser is kept out by the guard, not by them.
+
+use std::{collections::HashSet, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request, rejection::PathRejection},
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, request::Parts};
+use http_body_util::{BodyExt, LengthLimitError};
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::IgnoredAny};
+
+use crate::problem::Problem;
+
+/// A body that takes longer to arrive is given up.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The largest key in bytes, decoded.
+const LONGEST_KEY: usize = 512;
+
+/// A body as it came, within the size that the guard allows.
+pub struct Raw(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Raw {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        read(request.into_body()).await.map(Self)
+    }
+}
+
+/// Reads a whole body.
+pub async fn read(body: Body) -> Result<Bytes, Problem> {
+    let collected = tokio::time::timeout(BODY_TIMEOUT, body.collect()).await.map_err(|_| {
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "The request took too long to arrive")
+            .detail("the body did not arrive within 30s")
+    })?;
+    match collected {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if is_length_limit(&error) => Err(super::guard::body_too_large()),
+        Err(error) => Err(Problem::invalid(format!("the body cannot be read: {error}"))),
+    }
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// A JSON body.
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        parse(&read(request.into_body()).await?).map(Self)
+    }
+}
+
+/// A JSON body, or none at all.
+pub struct OptionalJson<T>(pub T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let body = read(request.into_body()).await?;
+        if body.is_empty() { Ok(Self(T::default())) } else { parse(&body).map(Self) }
+    }
+}
+
+/// Parses a JSON object. No more than 128 levels deep: serde_json refuses what would exhaust the stack.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    // serde would take an array for a struct, its fields in the order in which we declare them.
+    match body.trim_ascii_start().first() {
+        None => Err(Problem::invalid("a JSON body is required")),
+        Some(b'{') => json(body),
+        Some(_) => Err(Problem::invalid("body: it is not a JSON object")),
+    }
+}
+
+/// Any JSON as text, checked to be JSON of no more than 128 levels and not changed.
+pub fn json_text(body: &[u8]) -> Result<String, Problem> {
+    json::<IgnoredAny>(body)?;
+    String::from_utf8(body.to_vec()).map_err(|_| Problem::invalid("body: it is not UTF-8"))
+}
+
+fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| Problem::invalid(format!("body: {error}")))
+}
+
+/// Query parameters.
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        params(parts.uri.query().unwrap_or_default())?;
+        match Query::try_from_uri(&parts.uri) {
+            Ok(Query(params)) => Ok(Self(params)),
+            Err(error) => Err(Problem::invalid(format!("query: {}", innermost(&error)))),
+        }
+    }
+}
+
+/// Refuses what a lenient parser would mend: text that is not UTF-8, a parameter given twice.
+fn params(query: &str) -> Result<(), Problem> {
+    let mut names = HashSet::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = percent_decode_str(name).decode_utf8();
+        let (Ok(name), Ok(_)) = (name, percent_decode_str(value).decode_utf8()) else {
+            return Err(Problem::invalid("query: it is not UTF-8"));
+        };
+        if !names.insert(name.to_string()) {
+            return Err(Problem::invalid(format!("query: {name:?} is given more than once")));
+        }
+    }
+    Ok(())
+}
+
+/// The percent-decoded parts of a path.
+pub struct Segments<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Segments<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(segments)) => Ok(Self(segments)),
+            Err(PathRejection::FailedToDeserializePathParams(error)) => {
+                Err(Problem::invalid(format!("path: {}", error.kind())))
+            }
+            Err(_) => Err(Problem::internal()),
+        }
+    }
+}
+
+/// A key in a path: any UTF-8, 1 to 512 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserKey(pub String);
+
+impl TryFrom<String> for UserKey {
+    type Error = String;
+
+    fn try_from(key: String) -> Result<Self, String> {
+        match key.len() {
+            0 => Err("a key has at least one byte".into()),
+            1..=LONGEST_KEY => Ok(Self(key)),
+            length => Err(format!("a key has at most {LONGEST_KEY} bytes, this one {length}")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for UserKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.try_into().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A header's text; refused when it is given twice or is not UTF-8.
+pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Problem::invalid(format!("header {name} is given more than once")));
+    }
+    match std::str::from_utf8(value.as_bytes()) {
+        Ok(text) => Ok(Some(text)),
+        Err(_) => Err(Problem::invalid(format!("header {name} is not UTF-8"))),
+    }
+}
+
+/// A header's text, which must be there.
+pub fn required_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Problem> {
+    header(headers, name)?.ok_or_else(|| Problem::invalid(format!("header {name} is required")))
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, routing::any};
+    use http::header;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::api::duration::GoDuration;
+
+    #[derive(Default, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    #[allow(dead_code, reason = "only whether it parses is looked at")]
+    struct Wanted {
+        wait: GoDuration,
+        max: u32,
+    }
+
+    async fn keyed(Segments(key): Segments<UserKey>) -> String {
+        key.0
+    }
+
+    async fn ask(request: Request) -> (StatusCode, String) {
+        let app = Router::new()
+            .route("/json", any(async |_: Json<Wanted>| "yes"))
+            .route("/optional", any(async |_: OptionalJson<Wanted>| "yes"))
+            .route("/params", any(async |_: Params<Wanted>| "yes"))
+            .route("/keys/{key}", any(keyed));
+        let (parts, body) = app.oneshot(request).await.unwrap().into_parts();
+        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        (parts.status, text)
+    }
+
+    async fn get(uri: &str) -> (StatusCode, String) {
+        ask(Request::get(uri).body(Body::empty()).unwrap()).await
+    }
+
+    async fn post(uri: &str, body: impl Into<Body>) -> (StatusCode, String) {
+        ask(Request::post(uri).body(body.into()).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn bodies_are_taken_as_declared_or_not_at_all() {
+        let deep = "[".repeat(100_000);
+        for (body, says) in [
+            ("", "is required"),
+            ("{", "EOF"),
+            ("[]", "body"),
+            (r#"{"max":"7"}"#, "invalid type"),
+            (r#"{"max":-1}"#, "invalid value"),
+            (r#"{"max":1,"max":2}"#, "duplicate field"),
+            (r#"{"mxa":1}"#, "unknown field `mxa`"),
+            (r#"{"wait":5}"#, "invalid type"),
+            (r#"{"wait":"5 minutes"}"#, "not a duration"),
+            (r#"{"max":1} x"#, "trailing characters"),
+            (&deep, "body"),
+        ] {
+            let (status, text) = post("/json", body.to_owned()).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
+            assert!(text.contains("invalid-request") && text.contains(says), "{says:?} is not in {text}");
+        }
+        assert_eq!(post("/json", r#"{"wait":"5s"}"#).await.0, StatusCode::OK);
+        assert_eq!(post("/optional", "").await.0, StatusCode::OK);
+        assert_eq!(post("/optional", r#"{"mxa":1}"#).await.0, StatusCode::BAD_REQUEST);
+    }
+
+    #[tokio::test]
+    async fn parameters_are_taken_as_declared_or_not_at_all() {
+        for query in [
+            "wiat=5s",
+            "wait=5",
+            "wait=1s&wait=1s",
+            "max=x",
+            "max=-1",
+            "w%61it=1s&wait=1s",
+            "wait=%ff",
+            "%ff=1",
+        ] {
+            let (status, text) = get(&format!("/params?{query}")).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{query}: {text}");
+            assert!(text.contains("invalid-request"), "{text}");
+        }
+        assert_eq!(get("/params?wait=1m30s&max=3").await.0, StatusCode::OK);
+        assert_eq!(get("/params").await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn keys_are_any_text_within_their_length() {
+        assert_eq!(get("/keys/a%2Fb%20%C3%A9").await, (StatusCode::OK, "a/b é".into()));
+        assert_eq!(get(&format!("/keys/{}", "k".repeat(512))).await.0, StatusCode::OK);
+        for key in ["k".repeat(513), "%FF".into(), "%C3%A9".repeat(257)] {
+            let (status, text) = get(&format!("/keys/{key}")).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
+            assert!(text.contains("invalid-request"), "{text}");
+        }
+    }
+
+    #[test]
+    fn headers_are_given_once_and_are_text() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(header(&headers, "lock-token"), Ok(None));
+        assert!(required_header(&headers, "lock-token").is_err());
+        headers.append("lock-token", "a".parse().unwrap());
+        assert_eq!(required_header(&headers, "Lock-Token"), Ok("a"));
+        headers.append("lock-token", "a".parse().unwrap());
+        assert!(header(&headers, "lock-token").is_err());
+        headers.insert(header::HOST, http::HeaderValue::from_bytes(b"\xff").unwrap());
+        assert!(header(&headers, "host").is_err());
+    }
+
+    #[test]
+    fn no_body_panics() {
+        bolero::check!().for_each(|body: &[u8]| {
+            let _ = parse::<Wanted>(body);
+            if let Ok(text) = json_text(body) {
+                assert_eq!(text.as_bytes(), body);
+            }
+        });
+    }
+}

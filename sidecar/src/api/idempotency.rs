@@ -1,0 +1,230 @@
+//! `Idempotency-Key` where only this sidecar need remember it: a repeat of an acquire is answered what the first one was.
+//! (Publish and begin remember theirs in etcd.)
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use super::extract;
+use crate::problem::Problem;
+
+const HEADER: &str = "idempotency-key";
+/// How long an answer is remembered: well past the time a client goes on repeating a request.
+const RETENTION: Duration = Duration::from_mins(10);
+/// How many are remembered; beyond that the oldest is forgotten.
+const MOST: usize = 4_096;
+/// The longest key in bytes.
+const LONGEST_KEY: usize = 256;
+
+/// What a key was first used for.
+type Id = [u8; 32];
+
+#[derive(Clone)]
+struct Remembered {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+struct Slot {
+    request: Id,
+    /// Held while the first request runs: repeats wait here. Still empty afterwards when it was dropped or came to
+    /// nothing; then the next one runs.
+    answer: tokio::sync::Mutex<Option<Remembered>>,
+}
+
+#[derive(Default)]
+struct Slots {
+    by_key: HashMap<Id, Arc<Slot>>,
+    by_age: VecDeque<(Instant, Id)>,
+}
+
+/// The answers that are remembered.
+#[derive(Clone, Default)]
+pub struct Replays(Arc<Mutex<Slots>>);
+
+impl Replays {
+    /// The slot of a key, made when there is none, and forgetting what is too old or too much.
+    fn slot(&self, key: Id, request: Id) -> Result<Arc<Slot>, Problem> {
+        let mut slots = self.0.lock();
+        let now = Instant::now();
+        while let Some((since, oldest)) = slots.by_age.front().copied() {
+            if now - since < RETENTION && slots.by_age.len() < MOST {
+                break;
+            }
+            slots.by_age.pop_front();
+            slots.by_key.remove(&oldest);
+        }
+        if let Some(slot) = slots.by_key.get(&key) {
+            if slot.request == request {
+                return Ok(slot.clone());
+            }
+            return Err(Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency-key-reused",
+                "The Idempotency-Key belongs to another request",
+            )
+            .detail(
+                "the first request with this Idempotency-Key differed: use a new key for a new request",
+            ));
+        }
+        let slot = Arc::new(Slot { request, answer: tokio::sync::Mutex::new(None) });
+        slots.by_key.insert(key, slot.clone());
+        slots.by_age.push_back((now, key));
+        Ok(slot)
+    }
+}
+
+/// Answers a request that repeats its `Idempotency-Key` what the first one was answered: a layer for single routes.
+pub async fn replay(State(replays): State<Replays>, request: Request, next: Next) -> Response {
+    match run(&replays, request, next).await {
+        Ok(response) => response,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn run(replays: &Replays, request: Request, next: Next) -> Result<Response, Problem> {
+    let Some(key) = extract::header(request.headers(), HEADER)? else { return Ok(next.run(request).await) };
+    if !(1..=LONGEST_KEY).contains(&key.len()) {
+        return Err(Problem::invalid(format!("header Idempotency-Key: write 1 to {LONGEST_KEY} bytes")));
+    }
+    // The key stands for itself on its own path; what else makes the request is what must not differ.
+    let scope =
+        digest(&[request.method().as_str().as_bytes(), request.uri().path().as_bytes(), key.as_bytes()]);
+    let (parts, body) = request.into_parts();
+    let body = extract::read(body).await?;
+    let request_id = digest(&[parts.uri.query().unwrap_or_default().as_bytes(), &body]);
+    let slot = replays.slot(scope, request_id)?;
+    let mut answer = slot.answer.lock().await;
+    if let Some(remembered) = answer.clone() {
+        let mut response = (remembered.status, remembered.body).into_response();
+        *response.headers_mut() = remembered.headers;
+        return Ok(response);
+    }
+    let (head, body) = next.run(Request::from_parts(parts, Body::from(body))).await.into_parts();
+    let body = extract::read(body).await?;
+    // 429 and 5xx decided nothing that lasts: a repeat is worth a new attempt.
+    if head.status != StatusCode::TOO_MANY_REQUESTS && !head.status.is_server_error() {
+        *answer = Some(Remembered { status: head.status, headers: head.headers.clone(), body: body.clone() });
+    }
+    Ok(Response::from_parts(head, Body::from(body)))
+}
+
+fn digest(parts: &[&[u8]]) -> Id {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::{Router, middleware::from_fn_with_state, routing::post};
+    use http_body_util::BodyExt;
+    use tokio::sync::Semaphore;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    struct Counted {
+        runs: AtomicU32,
+        gate: Semaphore,
+    }
+
+    fn app(status: StatusCode, permits: usize) -> (Router, Arc<Counted>) {
+        let counted = Arc::new(Counted { runs: AtomicU32::new(0), gate: Semaphore::new(permits) });
+        let state = counted.clone();
+        let handler = async move || {
+            let run = state.runs.fetch_add(1, Ordering::Relaxed);
+            state.gate.acquire().await.unwrap().forget();
+            (status, [("x-run", run.to_string())], run.to_string())
+        };
+        let router = Router::new()
+            .route("/{name}", post(handler))
+            .layer(from_fn_with_state(Replays::default(), replay));
+        (router, counted)
+    }
+
+    async fn ask(app: Router, uri: &str, key: &str, body: &'static str) -> (u16, String) {
+        let request = Request::post(uri).header(HEADER, key).body(Body::from(body)).unwrap();
+        let response = app.oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        if parts.status == StatusCode::OK {
+            assert_eq!(parts.headers["x-run"], body.as_str());
+        }
+        (parts.status.as_u16(), body)
+    }
+
+    #[tokio::test]
+    async fn a_repeat_is_answered_what_the_first_was_and_nothing_else_is() {
+        let (app, counted) = app(StatusCode::OK, 100);
+        assert_eq!(ask(app.clone(), "/a", "k", "x").await, (200, "0".into()));
+        assert_eq!(ask(app.clone(), "/a", "k", "x").await, (200, "0".into()));
+        assert_eq!(ask(app.clone(), "/a", "k", "y").await.0, 422, "another body");
+        assert_eq!(ask(app.clone(), "/a?wait=1s", "k", "x").await.0, 422, "another query");
+        assert_eq!(ask(app.clone(), "/a", "l", "x").await, (200, "1".into()), "another key");
+        assert_eq!(ask(app.clone(), "/b", "k", "x").await, (200, "2".into()), "another path");
+        assert_eq!(ask(app.clone(), "/a", "", "x").await.0, 400);
+        assert_eq!(counted.runs.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn what_decided_nothing_is_tried_again() {
+        let (app, counted) = app(StatusCode::SERVICE_UNAVAILABLE, 100);
+        ask(app.clone(), "/a", "k", "").await;
+        ask(app, "/a", "k", "").await;
+        assert_eq!(counted.runs.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_repeat_in_flight_joins_the_first() {
+        let (app, counted) = app(StatusCode::OK, 0);
+        let both = async { tokio::join!(ask(app.clone(), "/a", "k", ""), ask(app.clone(), "/a", "k", "")) };
+        let (answers, ()) = tokio::join!(both, async { counted.gate.add_permits(2) });
+        assert_eq!(answers, ((200, "0".into()), (200, "0".into())));
+        assert_eq!(counted.runs.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_first_that_hangs_up_leaves_its_place_to_the_repeat() {
+        let (app, counted) = app(StatusCode::OK, 0);
+        {
+            let mut first = Box::pin(ask(app.clone(), "/a", "k", ""));
+            assert!(futures::poll!(&mut first).is_pending());
+            assert_eq!(counted.runs.load(Ordering::Relaxed), 1);
+        }
+        counted.gate.add_permits(1);
+        assert_eq!(ask(app, "/a", "k", "").await, (200, "1".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_are_forgotten_by_age_and_by_number() {
+        let (app, _) = app(StatusCode::OK, 100_000);
+        assert_eq!(ask(app.clone(), "/a", "k", "").await.1, "0");
+        tokio::time::advance(RETENTION).await;
+        assert_eq!(ask(app.clone(), "/a", "k", "").await.1, "1");
+        for number in 0..MOST {
+            ask(app.clone(), "/a", &number.to_string(), "").await;
+        }
+        assert_eq!(ask(app, "/a", "k", "").await.1, (MOST + 2).to_string());
+    }
+}

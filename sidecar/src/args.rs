@@ -1,0 +1,339 @@
+//! Configuration: flags, and for each the variable `CONCORDAT_*` of the same name; all of it is checked, and refused with
+//! what to change, before anything is opened.
+//!
+//! A variable nobody knows is not refused: for a Service named `concordat` Kubernetes puts `CONCORDAT_PORT` and the like
+//! into every pod. That is also why no flag is named so.
+
+use std::{ffi::OsString, fs, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args as _, Command, FromArgMatches, Parser, ValueEnum};
+use concordat_protocol::App;
+use tracing_subscriber::EnvFilter;
+
+use crate::api::{duration::GoDuration, guard::Token};
+
+const ENV_PREFIX: &str = "CONCORDAT_";
+
+/// What the sidecar is told. The fields are the flags of `concordat-sidecar --help`.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "concordat-sidecar",
+    version,
+    about = "Concordat's sidecar: the localhost API of an app's pod"
+)]
+struct Args {
+    /// The pod's namespace
+    #[arg(long, value_name = "NAME")]
+    namespace: Label,
+    /// The app whose part it takes in transactions
+    #[arg(long, value_name = "ID")]
+    app: Label,
+    /// The app's port on 127.0.0.1, for callbacks; without it the app takes no part in transactions
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    app_port: Option<u16>,
+    /// The pod's name, for people [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pod: Option<String>,
+
+    /// Port of the API on 127.0.0.1; 0 for any that is free
+    #[arg(long, value_name = "PORT", default_value_t = 4700)]
+    api_port: u16,
+    /// Port of /live, /ready and /metrics; 0 for any that is free
+    #[arg(long, value_name = "PORT", default_value_t = 4701)]
+    admin_port: u16,
+    /// Address of /live, /ready and /metrics
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
+    admin_address: IpAddr,
+    /// File whose contents every request must show as Concordat-Token
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// Addresses of etcd, separated by commas
+    #[arg(long, value_name = "URL,URL", default_value = "http://127.0.0.1:2379")]
+    etcd_endpoints: Endpoints,
+    /// Authority that signed etcd's certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    etcd_ca_file: Option<PathBuf>,
+    /// Client certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    etcd_cert_file: Option<PathBuf>,
+    /// Key of the client certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    etcd_key_file: Option<PathBuf>,
+    /// Name that etcd's certificate bears, if not its host's
+    #[arg(long, value_name = "NAME")]
+    etcd_server_name: Option<String>,
+    /// etcd's user
+    #[arg(long, value_name = "NAME")]
+    etcd_user: Option<String>,
+    /// File with the password of etcd's user
+    #[arg(long, value_name = "FILE")]
+    etcd_password_file: Option<PathBuf>,
+
+    /// How long etcd keeps the session without hearing from the sidecar, 3s to 10m
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    session_ttl: GoDuration,
+    /// How long what is under way may take after SIGTERM, at most 10m
+    #[arg(long, value_name = "DURATION", default_value = "20s")]
+    drain_grace: GoDuration,
+    /// How logs are written
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// Which logs are written: a level, or directives as in `info,concordat_store=debug`
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: Filter,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON document a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Files with certificates in PEM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// The authority that signed etcd's certificate.
+    pub ca: Option<PathBuf>,
+    /// The client's certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The name that etcd's certificate bears, if it is not the host of the endpoint.
+    pub server_name: Option<String>,
+}
+
+/// A checked configuration.
+#[derive(Clone)]
+pub struct Settings {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The app whose part it takes.
+    pub app: App,
+    /// The app's port on 127.0.0.1, if it takes part in transactions.
+    pub app_port: Option<u16>,
+    /// The pod's name.
+    pub pod: String,
+    /// Port of the API on 127.0.0.1.
+    pub api_port: u16,
+    /// Where `/live`, `/ready` and `/metrics` are served.
+    pub admin: (IpAddr, u16),
+    /// What every request must show.
+    pub token: Option<Token>,
+    /// etcd's addresses.
+    pub etcd_endpoints: Vec<String>,
+    /// Certificates for etcd.
+    pub etcd_tls: Option<Tls>,
+    /// etcd's user and password.
+    pub etcd_user: Option<(String, String)>,
+    /// Time to live of the session.
+    pub session_ttl: Duration,
+    /// Time to drain after SIGTERM.
+    pub drain_grace: Duration,
+    /// How logs are written.
+    pub log_format: LogFormat,
+    /// Which logs are written.
+    pub log: String,
+}
+
+/// Why the sidecar does not start, or has only printed what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// A flag or variable is wrong, `--help` or `--version` was given.
+    #[error("{0}")]
+    Usage(#[from] clap::Error),
+    /// A value that is well-formed cannot be used.
+    #[error("{flag} ({variable}): {why}", variable = variable(flag))]
+    Value {
+        /// The flag, without its dashes.
+        flag: &'static str,
+        /// What to change.
+        why: String,
+    },
+}
+
+/// Reads flags, then for each that is not given its variable; then the files that they name.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<Settings, Refused> {
+    let mut command = command();
+    let mut args = args.into_iter();
+    let mut line: Vec<OsString> = vec![args.next().unwrap_or_else(|| "concordat-sidecar".into())];
+    // Variables come first, as if they were flags: a flag of the command line then overrides them.
+    for flag in command.get_arguments().filter_map(clap::Arg::get_long) {
+        if let Some(value) = env(&variable(flag)).filter(|value| !value.is_empty()) {
+            line.push(format!("--{flag}={value}").into());
+        }
+    }
+    line.extend(args);
+    let matches = command.try_get_matches_from_mut(line)?;
+    let args = Args::from_arg_matches(&matches)?;
+    check(args, env("HOSTNAME"))
+}
+
+fn command() -> Command {
+    Args::augment_args(Command::new("concordat-sidecar"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .args_override_self(true)
+        .mut_args(|arg| {
+            let Some(variable) = arg.get_long().map(variable) else { return arg };
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            arg.help(format!("{help} [env: {variable}]"))
+        })
+}
+
+fn variable(flag: &str) -> String {
+    format!("{ENV_PREFIX}{}", flag.to_uppercase().replace('-', "_"))
+}
+
+fn check(args: Args, host_name: Option<String>) -> Result<Settings, Refused> {
+    bounded("session-ttl", args.session_ttl, 3_000)?;
+    bounded("drain-grace", args.drain_grace, 0)?;
+    if args.admin_port == args.api_port && args.api_port != 0 {
+        return refuse("admin-port", "must differ from --api-port");
+    }
+    let Some(pod) = args.pod.clone().or(host_name).filter(|pod| !pod.is_empty()) else {
+        return refuse("pod", "must be given where HOSTNAME is not set");
+    };
+    let token = match &args.token_file {
+        Some(file) => Some(Token::new(&secret("token-file", file)?)),
+        None => None,
+    };
+    Ok(Settings {
+        etcd_tls: tls(&args)?,
+        etcd_user: user(&args)?,
+        namespace: args.namespace.0,
+        app: args.app.0.into(),
+        app_port: args.app_port,
+        pod,
+        api_port: args.api_port,
+        admin: (args.admin_address, args.admin_port),
+        token,
+        etcd_endpoints: args.etcd_endpoints.0,
+        session_ttl: args.session_ttl.into(),
+        drain_grace: args.drain_grace.into(),
+        log_format: args.log_format,
+        log: args.log.0,
+    })
+}
+
+fn refuse<T>(flag: &'static str, why: impl Into<String>) -> Result<T, Refused> {
+    Err(Refused::Value { flag, why: why.into() })
+}
+
+fn bounded(flag: &'static str, span: GoDuration, least: u64) -> Result<(), Refused> {
+    const MOST: u64 = 600_000;
+    if (least..=MOST).contains(&span.0) {
+        return Ok(());
+    }
+    refuse(flag, format!("must be between {} and {}, not {span}", GoDuration(least), GoDuration(MOST)))
+}
+
+fn tls(args: &Args) -> Result<Option<Tls>, Refused> {
+    let secure = args.etcd_endpoints.0.iter().all(|endpoint| endpoint.starts_with("https://"));
+    let files = [
+        ("etcd-ca-file", &args.etcd_ca_file),
+        ("etcd-cert-file", &args.etcd_cert_file),
+        ("etcd-key-file", &args.etcd_key_file),
+    ];
+    for (flag, file) in files.iter().filter_map(|(flag, file)| Some((*flag, file.as_ref()?))) {
+        if !secure {
+            return refuse(flag, "is of no use with http:// endpoints: write https:// in --etcd-endpoints");
+        }
+        match fs::read_to_string(file) {
+            Ok(text) if text.contains("-----BEGIN ") => {}
+            Ok(_) => return refuse(flag, format!("{} holds no PEM block", file.display())),
+            Err(error) => return refuse(flag, format!("cannot read {}: {error}", file.display())),
+        }
+    }
+    if !secure {
+        return Ok(None);
+    }
+    let identity = match (&args.etcd_cert_file, &args.etcd_key_file) {
+        (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+        (None, None) => None,
+        (Some(_), None) => return refuse("etcd-key-file", "must be given with --etcd-cert-file"),
+        (None, Some(_)) => return refuse("etcd-cert-file", "must be given with --etcd-key-file"),
+    };
+    Ok(Some(Tls { ca: args.etcd_ca_file.clone(), identity, server_name: args.etcd_server_name.clone() }))
+}
+
+fn user(args: &Args) -> Result<Option<(String, String)>, Refused> {
+    match (&args.etcd_user, &args.etcd_password_file) {
+        (Some(user), Some(file)) => Ok(Some((user.clone(), secret("etcd-password-file", file)?))),
+        (None, None) => Ok(None),
+        (Some(_), None) => refuse("etcd-password-file", "must be given with --etcd-user"),
+        (None, Some(_)) => refuse("etcd-user", "must be given with --etcd-password-file"),
+    }
+}
+
+/// A file's text without the line's end that editors and `echo` leave.
+fn secret(flag: &'static str, file: &PathBuf) -> Result<String, Refused> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) => return refuse(flag, format!("cannot read {}: {error}", file.display())),
+    };
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        return refuse(flag, format!("{} is empty", file.display()));
+    }
+    Ok(text.to_owned())
+}
+
+/// A DNS-1123 label.
+#[derive(Clone, Debug)]
+struct Label(String);
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let edges = !text.starts_with('-') && !text.ends_with('-');
+        if (1..=63).contains(&text.len()) && text.bytes().all(allowed) && edges {
+            return Ok(Self(text.to_owned()));
+        }
+        Err("write 1 to 63 of a-z, 0-9 and '-', with no '-' at either end".into())
+    }
+}
+
+/// `http://` or `https://` addresses, all of one kind.
+#[derive(Clone, Debug)]
+struct Endpoints(Vec<String>);
+
+impl FromStr for Endpoints {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let endpoints: Vec<String> = text.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
+        for endpoint in &endpoints {
+            let uri: http::Uri = endpoint.parse().map_err(|error| format!("{endpoint:?}: {error}"))?;
+            let scheme = uri.scheme_str();
+            if !matches!(scheme, Some("http" | "https")) || uri.path().len() > 1 || uri.query().is_some() {
+                return Err(format!("{endpoint:?}: write it as in http://etcd-0:2379"));
+            }
+        }
+        let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
+        if secure != 0 && secure != endpoints.len() {
+            return Err("either all are https:// or none is".into());
+        }
+        Ok(Self(endpoints))
+    }
+}
+
+/// Directives of a log filter.
+#[derive(Clone, Debug)]
+struct Filter(String);
+
+impl FromStr for Filter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        EnvFilter::try_new(text).map(|_| Self(text.to_owned())).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests;
