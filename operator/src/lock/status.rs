@@ -1,0 +1,235 @@
+//! What is seen of a `Lock` becomes its status.
+
+use concordat_crds::{
+    Lock, LockStatus,
+    conditions::{CONTENDED, reason},
+    lock::LockHolder,
+};
+use concordat_protocol::{Answer, Key, Kind, Millis, Name, Range, Record, session::counter};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::{
+    age,
+    conditions::{Fact, Standing, merge, whole_second},
+};
+
+/// How many holders a status shows.
+const SHOWN: usize = 10;
+
+/// What is remembered of a Lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Who holds which key, in key order.
+    pub holders: Vec<Held>,
+    /// Callers that wait, over all sidecars.
+    pub waiters: u64,
+    /// Since when the longest of them waits, milliseconds since the Unix epoch.
+    pub waiting_since: Option<Millis>,
+}
+
+/// A held key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The key.
+    pub key: String,
+    /// Its holder.
+    pub holder: concordat_protocol::lock::Holder,
+    /// The fence of this grant.
+    pub fence: u64,
+}
+
+impl State {
+    /// What to read of the Lock of this name, for [`State::of`].
+    pub fn ranges(name: &Name) -> Vec<Range> {
+        vec![Range::Lock(name.clone()), Range::Stats(Kind::Lock, name.clone())]
+    }
+
+    /// From an answer to [`State::ranges`].
+    pub fn of(answer: &Answer) -> Self {
+        let mut state = Self::default();
+        for entry in answer.reads.iter().flatten() {
+            match (&entry.key, &entry.record) {
+                (Key::Holder { key, .. }, Record::Holder(holder)) => state.holders.push(Held {
+                    key: key.to_string(),
+                    holder: holder.clone(),
+                    fence: fence(entry.mod_revision),
+                }),
+                (_, Record::Stat(stat)) => {
+                    state.waiters += stat.get(counter::WAITERS);
+                    let since = Some(stat.get(counter::WAITING_SINCE)).filter(|since| *since != 0);
+                    state.waiting_since = state.waiting_since.into_iter().chain(since).min();
+                }
+                _ => {}
+            }
+        }
+        state
+    }
+}
+
+/// The status after `object.status`, given where the object stands and what was read (`None`: nothing could be).
+pub fn status(object: &Lock, standing: &Standing, state: Option<&State>, now: Timestamp) -> LockStatus {
+    let previous = object.status.clone().unwrap_or_default();
+    let generation = object.metadata.generation.unwrap_or_default();
+    let mut status = state.map_or_else(|| previous.clone(), |state| counts(state, now));
+    let contended = if status.waiters > 0 {
+        Fact::new(CONTENDED, true, reason::WAITERS, "callers wait for a key that is held")
+    } else {
+        Fact::new(CONTENDED, false, reason::NO_WAITERS, "nobody waits")
+    };
+    status.observed_generation = Some(generation);
+    status.conditions = merge(&previous.conditions, vec![standing.fact(), contended], generation, now);
+    status
+}
+
+fn counts(state: &State, now: Timestamp) -> LockStatus {
+    let mut longest: Vec<&Held> = state.holders.iter().collect();
+    longest.sort_by_key(|held| (held.holder.since, &held.key));
+    let now = now.as_millisecond() as Millis;
+    LockStatus {
+        held: state.holders.len() as u64,
+        waiters: state.waiters,
+        oldest_wait: state
+            .waiting_since
+            .filter(|_| state.waiters > 0)
+            .map(|since| age::shown(now.saturating_sub(since))),
+        holders: longest.into_iter().take(SHOWN).map(shown).collect(),
+        ..LockStatus::default()
+    }
+}
+
+/// The fence of a grant by the record's mod revision: room for local re-grants within one revision.
+fn fence(mod_revision: i64) -> u64 {
+    (mod_revision as u64) << 10
+}
+
+fn shown(held: &Held) -> LockHolder {
+    LockHolder {
+        key: held.key.clone(),
+        pod: held.holder.pod.clone(),
+        owner: held.holder.owner.clone(),
+        fence: held.fence,
+        since: Time(whole_second(Timestamp::from_millisecond(held.holder.since as i64).unwrap_or_default())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use concordat_crds::lock::LockSpec;
+    use concordat_protocol::{Entry, lock::Holder, session::Stat};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn lock() -> Lock {
+        let spec: LockSpec = serde_json::from_value(json!({ "mode": "CompareAndSwap" })).unwrap();
+        let mut lock = Lock::new("orders", spec);
+        lock.metadata.generation = Some(3);
+        lock
+    }
+
+    fn holder(key: &str, since: Millis, mod_revision: i64) -> Entry {
+        Entry {
+            key: Key::Holder { lock: "orders".into(), key: key.into() },
+            record: Holder {
+                session: "s".into(),
+                pod: format!("pod-{key}"),
+                owner: format!("owner of {key}"),
+                since,
+            }
+            .into(),
+            create_revision: 1,
+            mod_revision,
+        }
+    }
+
+    fn stat(session: &str, counters: &[(&str, u64)]) -> Entry {
+        Entry {
+            key: Key::Stat { kind: Kind::Lock, name: "orders".into(), session: session.into() },
+            record: Stat {
+                counters: counters.iter().map(|(name, value)| ((*name).into(), *value)).collect(),
+            }
+            .into(),
+            create_revision: 1,
+            mod_revision: 1,
+        }
+    }
+
+    fn state(holders: Vec<Entry>, stats: Vec<Entry>) -> State {
+        State::of(&Answer { held: true, revision: 9, reads: vec![holders, stats] })
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn json_of(status: &LockStatus) -> Value {
+        serde_json::to_value(status).unwrap()
+    }
+
+    #[test]
+    fn every_field_comes_from_what_was_read() {
+        let state = state(
+            vec![holder("a", 95_500, 41), holder("b", 90_000, 42)],
+            vec![
+                stat("s1", &[("waiters", 2), ("waitingSince", 94_000)]),
+                stat("s2", &[("waiters", 1), ("waitingSince", 60_000)]),
+                stat("s3", &[("granted", 8)]),
+            ],
+        );
+        let status = status(&lock(), &Standing::Accepted, Some(&state), at(100));
+        assert_eq!(
+            json_of(&status),
+            json!({
+                "observedGeneration": 3,
+                "held": 2,
+                "waiters": 3,
+                "oldestWait": "30s",
+                "holders": [
+                    { "key": "b", "pod": "pod-b", "owner": "owner of b", "fence": 42 << 10, "since": "1970-01-01T00:01:30Z" },
+                    { "key": "a", "pod": "pod-a", "owner": "owner of a", "fence": 41 << 10, "since": "1970-01-01T00:01:35Z" },
+                ],
+                "conditions": [
+                    { "type": "Contended", "status": "True", "reason": "Waiters", "observedGeneration": 3,
+                      "message": "callers wait for a key that is held", "lastTransitionTime": "1970-01-01T00:01:40Z" },
+                    { "type": "Ready", "status": "True", "reason": "Accepted", "observedGeneration": 3,
+                      "message": "the definition is in force", "lastTransitionTime": "1970-01-01T00:01:40Z" },
+                ],
+            })
+        );
+    }
+
+    #[test]
+    fn the_ten_longest_holders_are_shown_and_all_counted() {
+        let holders = (0..12).map(|n| holder(&format!("k{n:02}"), 50_000 - n, 1)).collect();
+        let status = status(&lock(), &Standing::Accepted, Some(&state(holders, vec![])), at(100));
+        assert_eq!(status.held, 12);
+        let keys: Vec<&str> = status.holders.iter().map(|holder| holder.key.as_str()).collect();
+        assert_eq!(keys, ["k11", "k10", "k09", "k08", "k07", "k06", "k05", "k04", "k03", "k02"]);
+        assert_eq!((status.waiters, status.oldest_wait), (0, None));
+    }
+
+    #[test]
+    fn the_same_state_seen_again_is_the_same_status() {
+        let state = state(vec![holder("a", 95_000, 41)], vec![]);
+        let mut lock = lock();
+        let first = status(&lock, &Standing::Accepted, Some(&state), at(100));
+        lock.status = Some(first.clone());
+        assert_eq!(status(&lock, &Standing::Accepted, Some(&state), at(500)), first);
+    }
+
+    #[test]
+    fn what_cannot_be_read_stays_as_it_was_and_is_not_ready() {
+        let mut lock = lock();
+        let seen = state(vec![holder("a", 95_000, 41)], vec![stat("s", &[("waiters", 4)])]);
+        lock.status = Some(status(&lock, &Standing::Accepted, Some(&seen), at(100)));
+        let blind = status(&lock, &Standing::Unavailable("no leader".into()), None, at(200));
+        assert_eq!((blind.held, blind.waiters, blind.holders.len()), (1, 4, 1));
+        let conditions: Vec<(&str, &str, &str)> = blind
+            .conditions
+            .iter()
+            .map(|condition| (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str()))
+            .collect();
+        assert_eq!(conditions, [("Contended", "True", "Waiters"), ("Ready", "False", "StoreUnavailable")]);
+    }
+}
