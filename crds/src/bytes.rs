@@ -135,4 +135,17 @@ mod tests {
             assert_eq!(text.parse(), Ok(Bytes(bytes)));
         }
     }
+
+    /// Any text is read or refused, and what is read is written so that it reads the same.
+    #[test]
+    fn fuzz() {
+        const LETTERS: &str = "00199.KMGTik-";
+        bolero::check!().with_type::<Vec<u8>>().for_each(|choices| {
+            let letter = |choice: &u8| LETTERS.chars().nth(usize::from(*choice) % LETTERS.chars().count());
+            let text: String = choices.iter().filter_map(letter).collect();
+            if let Ok(read) = text.parse::<Bytes>() {
+                assert_eq!(read.to_string().parse(), Ok(read), "{text}");
+            }
+        });
+    }
 }

@@ -15,6 +15,8 @@ pub struct Duration(time::Duration);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseDurationError(String);
 
+const LONGEST: time::Duration = time::Duration::from_nanos(i64::MAX.unsigned_abs());
+
 /// Units by length in nanoseconds, longest first.
 const UNITS: [(&str, u64); 6] = [
     ("h", 3_600_000_000_000),
@@ -44,8 +46,9 @@ impl From<Duration> for time::Duration {
 }
 
 impl From<time::Duration> for Duration {
+    /// Cut off at the longest duration that can be read again.
     fn from(duration: time::Duration) -> Self {
-        Self(duration)
+        Self(duration.min(LONGEST))
     }
 }
 
@@ -72,7 +75,7 @@ fn parse(text: &str) -> Option<time::Duration> {
         }
         rest = tail;
     }
-    i64::try_from(nanos).is_ok().then_some(time::Duration::from_nanos(nanos))
+    Some(time::Duration::from_nanos(nanos)).filter(|duration| *duration <= LONGEST)
 }
 
 /// `number` (digits, optionally a point and digits) times `scale`; what is finer than a nanosecond is cut off.
@@ -197,6 +200,12 @@ mod tests {
     }
 
     #[test]
+    fn cuts_off_what_could_not_be_read_again() {
+        let longest = Duration::from(time::Duration::MAX);
+        assert_eq!(longest.to_string().parse(), Ok(longest));
+    }
+
+    #[test]
     fn writes_what_it_reads() {
         for (nanos, text) in [
             (0, "0s"),
@@ -210,5 +219,18 @@ mod tests {
             assert_eq!(duration.to_string(), text);
             assert_eq!(text.parse(), Ok(duration));
         }
+    }
+
+    /// Any text is read or refused, and what is read is written so that it reads the same.
+    #[test]
+    fn fuzz() {
+        const LETTERS: &str = "0019.hmsnu-µ";
+        bolero::check!().with_type::<Vec<u8>>().for_each(|choices| {
+            let letter = |choice: &u8| LETTERS.chars().nth(usize::from(*choice) % LETTERS.chars().count());
+            let text: String = choices.iter().filter_map(letter).collect();
+            if let Ok(read) = text.parse::<Duration>() {
+                assert_eq!(read.to_string().parse(), Ok(read), "{text}");
+            }
+        });
     }
 }
