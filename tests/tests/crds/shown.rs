@@ -21,13 +21,26 @@ async fn kubectl_applies_the_folder() {
     let cluster = Cluster::shared().await.unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds");
     let folder = folder.to_str().unwrap();
+    let printed = kubectl(cluster, &["apply", "-f", folder, "--validate=strict"]);
     for kind in Kind::ALL {
-        let line = format!("customresourcedefinition.apiextensions.k8s.io/{}.concordat.dev", kind.plural());
-        let printed = kubectl(cluster, &["apply", "-f", folder, "--validate=strict"]);
-        assert!(printed.lines().any(|printed| printed.starts_with(&line)), "{line}: {printed}");
+        let name = format!("customresourcedefinition.apiextensions.k8s.io/{}.concordat.dev ", kind.plural());
+        assert!(printed.lines().any(|line| line.starts_with(&name)), "{name}: {printed}");
     }
     let again = kubectl(cluster, &["apply", "-f", folder]);
     assert!(again.lines().all(|line| line.ends_with(" unchanged")), "{again}");
+}
+
+#[tokio::test]
+async fn kubectl_applies_the_bank_s_manifests() {
+    let desk = Desk::open("bank").await;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/bank/manifests");
+    let arguments = ["--namespace", desk.namespace.name(), "apply", "--validate=strict", "-f"];
+    let printed = kubectl(desk.namespace.cluster(), &[&arguments[..], &[folder.to_str().unwrap()]].concat());
+    for kind in ["distributedtransaction", "lock", "queue"] {
+        let made =
+            |line: &str| line.starts_with(&format!("{kind}.concordat.dev/")) && line.ends_with(" created");
+        assert!(printed.lines().any(made), "{kind}: {printed}");
+    }
 }
 
 #[tokio::test]
