@@ -1,3 +1,7 @@
 //! Harness, scenarios, faults and benchmarks on real parts.
 
+pub mod etcd;
+pub mod history;
 pub mod kube;
+pub mod process;
+pub mod proxy;

@@ -1,6 +1,8 @@
 //! A golden file of every record, its bytes and its fields. One that changes is a change of the format: it needs a
 //! decision record, and for what older builds wrote a way to be read.
 
+use std::fmt::Write as _;
+
 use concordat_protocol::{
     Definition, Record, Settings,
     definition::Backoff,
@@ -214,7 +216,7 @@ fn every_record_is_written_as_its_golden_file_says() {
             let mut hex = String::new();
             for (at, byte) in bytes.iter().enumerate() {
                 let separator = if at > 0 && at % 32 == 0 { "\n" } else { "" };
-                hex += &format!("{separator}{byte:02x}");
+                write!(hex, "{separator}{byte:02x}").unwrap();
             }
             insta::assert_snapshot!(name, format!("{hex}\n\n{record:#?}"));
             assert_eq!(decode(&bytes), Ok(record));

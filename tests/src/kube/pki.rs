@@ -7,20 +7,21 @@ use rcgen::{
 };
 
 /// A certificate authority that signs the server's and every user's certificate.
-pub(super) struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// The authority's own certificate, PEM.
-    pub(super) certificate: String,
+    pub(crate) certificate: String,
 }
 
 /// A certificate and its key, both PEM.
-pub(super) struct Identity {
-    pub(super) certificate: String,
-    pub(super) key: String,
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
 }
 
 impl Authority {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = name("concordat-tests", None);
@@ -31,7 +32,7 @@ impl Authority {
     }
 
     /// The server's identity, good for 127.0.0.1.
-    pub(super) fn server(&self) -> Result<Identity> {
+    pub(crate) fn server(&self) -> Result<Identity> {
         let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"].map(String::from);
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name = name("kube-apiserver", None);
@@ -39,7 +40,7 @@ impl Authority {
     }
 
     /// A user's identity, as Kubernetes reads it: the common name is the user, the organization a group.
-    pub(super) fn user(&self, user: &str, group: Option<&str>) -> Result<Identity> {
+    pub(crate) fn user(&self, user: &str, group: Option<&str>) -> Result<Identity> {
         let mut params = CertificateParams::default();
         params.distinguished_name = name(user, group);
         self.sign(params, ExtendedKeyUsagePurpose::ClientAuth)

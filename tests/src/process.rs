@@ -1,0 +1,234 @@
+//! Child processes: our own binaries, built from what is checked out, and any other server.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::NamedTempFile;
+
+/// How long [`eventually`] waits: for a machine that is busy with other builds. Never a measure of anything.
+const PATIENCE: Duration = Duration::from_mins(2);
+const POLL: Duration = Duration::from_millis(20);
+/// So much of a log is shown.
+const TAIL: usize = 100;
+/// Ends the process when its standard input ends, as it does with this process, however that ends.
+const REAPER: &str = r#"cat >/dev/null; kill -KILL "$0""#;
+
+/// Tries until it succeeds; fails with the last error when that takes more than a generous limit. For all that a test
+/// would otherwise sleep for.
+pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() > PATIENCE => {
+                return Err(error.context(format!("not within {PATIENCE:?}: {what}")));
+            }
+            Err(_) => tokio::time::sleep(POLL).await,
+        }
+    }
+}
+
+/// A port of 127.0.0.1 that nobody listens on now. Somebody may before it is used: whoever starts a server on it tries
+/// again with another.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A child process with its output in a file. Dropping it kills it, and shows the end of its output where the test
+/// harness shows a test's own: when the test failed.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    reaper: Child,
+    log: NamedTempFile,
+}
+
+impl Process {
+    /// Starts `command` under a name for people.
+    pub fn start(name: &str, mut command: Command) -> Result<Self> {
+        let log = NamedTempFile::with_prefix(format!("concordat-{name}-"))?;
+        let output = File::options().append(true).open(log.path())?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+        let reaper = Command::new("sh")
+            .args(["-c", REAPER, &child.id().to_string()])
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("starting a shell")?;
+        Ok(Self { name: name.to_owned(), child, reaper, log })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Kills it (SIGKILL) and waits until it is gone. Of one that ended this changes nothing.
+    pub fn kill(&mut self) -> Result<()> {
+        self.reap()?;
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Stops it where it is (SIGSTOP), until [`Process::resume`].
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has.
+    pub async fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        self.wait().await
+    }
+
+    /// Waits until it ends.
+    pub async fn wait(&mut self) -> Result<ExitStatus> {
+        let name = self.name.clone();
+        let status = eventually(&format!("{name} ends"), async || {
+            self.child.try_wait()?.ok_or_else(|| anyhow!("it still runs"))
+        })
+        .await?;
+        self.reap()?;
+        Ok(status)
+    }
+
+    /// Waits until `probe` succeeds. Fails at once, with the log, when the process ends before that.
+    pub async fn ready<T>(&mut self, what: &str, mut probe: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+        let name = self.name.clone();
+        let outcome = eventually(&format!("{name}: {what}"), async || match self.child.try_wait()? {
+            Some(status) => Ok(Err(status)),
+            None => probe().await.map(Ok),
+        })
+        .await;
+        match outcome {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(status)) => bail!("{name} ended with {status}; its output ends:\n{}", self.log_tail()),
+            Err(error) => Err(error.context(format!("the output of {name} ends:\n{}", self.log_tail()))),
+        }
+    }
+
+    /// Waits until it listens on a port of 127.0.0.1.
+    pub async fn listens(&mut self, port: u16) -> Result<()> {
+        self.ready(&format!("listens on {port}"), async || {
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until a GET of `url` is answered by a success, as `/ready` is.
+    pub async fn answers(&mut self, url: &str) -> Result<()> {
+        let client = reqwest::Client::builder().timeout(PATIENCE).build()?;
+        self.ready(&format!("answers {url}"), async || {
+            client.get(url).send().await?.error_for_status()?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// All that it wrote.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log.path()).unwrap_or_default()).into_owned()
+    }
+
+    /// The last lines of it.
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL)..].join("\n")
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+        kill_process(id, signal).with_context(|| format!("signalling {}", self.name))
+    }
+
+    /// Ends the reaper, which must not kill whoever gets the process id next.
+    fn reap(&mut self) -> Result<()> {
+        self.reaper.kill()?;
+        self.reaper.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.kill();
+        println!("--- the output of {} ends:\n{}\n---", self.name, self.log_tail());
+    }
+}
+
+/// Where `NAME` among the workspace's binaries is, built from what is checked out now. See [`binary_with`].
+pub fn binary(name: &str) -> Result<PathBuf> {
+    binary_with(name, &[])
+}
+
+/// The same with features of workspace members, as in `concordat-sidecar/failpoints`. The file stays this build's own:
+/// builds with other features do not replace it.
+///
+/// Cargo builds it, as it built this test, so that it is never stale: once a test process, a second or so when nothing
+/// changed.
+pub fn binary_with(name: &str, features: &[&str]) -> Result<PathBuf> {
+    static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().map_err(|_| anyhow!("an earlier build panicked"))?;
+    let key = std::iter::once(&name).chain(features).map(|part| part.replace('/', ".")).collect::<Vec<_>>();
+    let key = key.join("+");
+    if let Some(path) = built.get(&key) {
+        return Ok(path.clone());
+    }
+    let path = build(name, features, &key).with_context(|| format!("building {key}"))?;
+    Ok(built.entry(key).or_insert(path).clone())
+}
+
+fn build(name: &str, features: &[&str], key: &str) -> Result<PathBuf> {
+    // This test is <target>/<profile>/deps/<test>.
+    let folder = env::current_exe()?.ancestors().nth(2).context("no target folder")?.to_owned();
+    let target = folder.parent().context("no target folder")?;
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // The whole workspace decides the features of dependencies, so that they are not compiled a second time.
+    cargo
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .args(["build", "--locked", "--workspace", "--bin", name, "--message-format=json", "--target-dir"])
+        .arg(target)
+        .args(["--features", &features.join(",")]);
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let output = cargo.output()?;
+    ensure!(output.status.success(), "cargo failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    let executable = String::from_utf8(output.stdout)?
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find(|message| message["target"]["name"] == name && message["executable"].is_string())
+        .and_then(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo named no executable")?;
+    // Linked under another name at once: the next build with other features replaces cargo's.
+    let own = folder.join("harness");
+    fs::create_dir_all(&own)?;
+    let fresh = tempfile::Builder::new().prefix(key).tempdir_in(&own)?;
+    fs::hard_link(&executable, fresh.path().join(key))?;
+    fs::rename(fresh.path().join(key), own.join(key))?;
+    Ok(own.join(key))
+}
