@@ -1,0 +1,198 @@
+//! Every order of events of one key of a lock, within bounds: callers on sidecars, pauses past the lease, restarts,
+//! lost replies and plans that land late, a definition made anew. Then each planted bug alone, which must be found.
+//!
+//! `LOCK_MODEL=2` (or more) lets more happen, for hours of checking; 1 is what every test run affords.
+
+#![allow(clippy::expect_used)]
+
+#[path = "lock_model/run.rs"]
+mod run;
+#[path = "lock_model/world.rs"]
+mod world;
+
+use concordat_protocol::{
+    Key, Plan, SessionId,
+    lock::{Fence, invariant},
+};
+use stateright::{Checker, HasDiscoveries, Model, Property};
+use world::{Action, Budget, State, World, holder};
+
+/// Defects that others' locks have or had, as changes of what the real machine says or is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// A grant is believed after its session ended (etcd#11456).
+    BelievesTooLong,
+    /// A waiter is granted after its session died (etcd#19597).
+    GrantsToTheDead,
+    /// A sidecar with a stale definition writes.
+    StaleDefinition,
+    /// Acquiring does not ask whether the lock is free.
+    OverwritesHolder,
+    /// A release frees whatever stands under the name (etcd#22082).
+    ReleasesByName,
+    /// The fence is not of etcd's revision: a counter that begins anew with each sidecar's session.
+    FenceOfSession,
+}
+
+impl Bug {
+    /// The plan as a store with this bug would run it.
+    fn plant(self, mut plan: Plan) -> Plan {
+        let acquires = !plan.deletes_only();
+        match self {
+            Self::GrantsToTheDead => plan.compares.retain(|compare| !matches!(compare.key, Key::Session(_))),
+            Self::StaleDefinition => {
+                plan.compares.retain(|compare| !matches!(compare.key, Key::Definition { .. }));
+            }
+            Self::OverwritesHolder if acquires => plan.compares.retain(|compare| compare.key != holder()),
+            Self::ReleasesByName if !acquires => plan.compares.clear(),
+            _ => {}
+        }
+        plan
+    }
+
+    /// The fence as a sidecar with this bug would tell it.
+    fn forge(self, fence: u64, session: &SessionId) -> u64 {
+        let begun: i64 = session.as_str().parse().unwrap_or_default();
+        match self {
+            Self::FenceOfSession => Fence::new(begun, 0, 0).map_or(0, Fence::get),
+            _ => fence,
+        }
+    }
+}
+
+impl Model for World {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![self.start()]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        actions.extend(World::actions(self, state));
+    }
+
+    fn next_state(&self, state: &State, action: Action) -> Option<State> {
+        Some(self.next(state, &action))
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        if self.bug.is_none() {
+            return vec![
+                Property::always("L1 to L7", |_, state: &State| {
+                    invariant::all(&state.history(), 0, 0).is_ok()
+                }),
+                Property::always("no orphan", |_, state: &State| !state.orphaned()),
+                Property::sometimes("each grant in turn", |world: &World, state: &State| {
+                    state.grants.len() == usize::from(world.budget.acquires)
+                }),
+            ];
+        }
+        vec![
+            Property::always("L1", |_, state: &State| invariant::l1_exclusion(&state.history()).is_ok()),
+            Property::always("L2", |_, state: &State| invariant::l2_fencing(&state.history(), 0).is_ok()),
+            Property::always("L4", |_, state: &State| invariant::l4_local_truth(&state.history()).is_ok()),
+            Property::always("L5", |_, state: &State| invariant::l5_liveness(&state.history(), 0).is_ok()),
+            Property::always("L6", |_, state: &State| invariant::l6_order(&state.history()).is_ok()),
+            Property::always("L7", |_, state: &State| invariant::l7_wrong_token(&state.history()).is_ok()),
+        ]
+    }
+}
+
+fn scale() -> u8 {
+    std::env::var("LOCK_MODEL").ok().and_then(|scale| scale.parse().ok()).unwrap_or(1)
+}
+
+fn holds(world: World) {
+    let checker = world.checker().spawn_bfs().join();
+    println!(
+        "{} states, {} unique, depth {}",
+        checker.state_count(),
+        checker.unique_state_count(),
+        checker.max_depth()
+    );
+    checker.assert_properties();
+}
+
+fn finds(bug: Bug, property: &'static str, callers: Vec<(usize, bool)>, budget: Budget) {
+    let world = World { callers, budget, bug: Some(bug) };
+    let found = world.checker().finish_when(HasDiscoveries::AnyOf([property].into())).spawn_bfs().join();
+    found.assert_any_discovery(property);
+}
+
+#[test]
+fn three_callers_on_two_sidecars() {
+    let callers = vec![(0, true), (0, false), (1, true)];
+    let budget = Budget { acquires: 2 + scale(), hang_ups: 1, expiries: 1, ..Budget::default() };
+    holds(World { callers, budget, bug: None });
+}
+
+#[test]
+fn three_callers_on_three_sidecars_and_plans_that_land_late() {
+    let callers = vec![(0, true), (1, true), (2, true)];
+    let budget = Budget { acquires: 3, lost_replies: 1, pauses: scale() - 1, ..Budget::default() };
+    holds(World { callers, budget, bug: None });
+}
+
+#[test]
+fn pauses_past_the_lease() {
+    let callers = vec![(0, true), (1, true)];
+    let budget = Budget { acquires: 1 + scale(), pauses: 1, ..Budget::default() };
+    holds(World { callers, budget, bug: None });
+}
+
+#[test]
+fn restarts_and_plans_that_land_late() {
+    let callers = vec![(0, true), (1, true)];
+    let budget = Budget { acquires: 1 + scale(), restarts: 1, lost_replies: 1, ..Budget::default() };
+    holds(World { callers, budget, bug: None });
+}
+
+#[test]
+fn a_definition_made_anew() {
+    let callers = vec![(0, true), (1, true)];
+    let budget = Budget {
+        acquires: 2,
+        redefinitions: scale(),
+        lost_replies: 1,
+        pauses: scale() - 1,
+        ..Budget::default()
+    };
+    holds(World { callers, budget, bug: None });
+}
+
+#[test]
+fn a_grant_believed_after_its_session_ended_is_found() {
+    let budget = Budget { acquires: 2, pauses: 1, ..Budget::default() };
+    finds(Bug::BelievesTooLong, "L4", vec![(0, true), (1, true)], budget);
+}
+
+#[test]
+fn a_waiter_granted_after_its_session_died_is_found() {
+    let budget = Budget { acquires: 2, pauses: 1, ..Budget::default() };
+    finds(Bug::GrantsToTheDead, "L4", vec![(0, true), (1, true)], budget);
+}
+
+#[test]
+fn a_stale_definition_that_writes_is_found() {
+    let budget = Budget { acquires: 1, redefinitions: 1, ..Budget::default() };
+    finds(Bug::StaleDefinition, "L4", vec![(0, true)], budget);
+}
+
+#[test]
+fn acquiring_without_asking_whether_it_is_free_is_found() {
+    let budget = Budget { acquires: 2, ..Budget::default() };
+    finds(Bug::OverwritesHolder, "L1", vec![(0, true), (1, true)], budget);
+}
+
+#[test]
+fn a_release_by_name_is_found() {
+    let budget = Budget { acquires: 2, lost_replies: 1, ..Budget::default() };
+    finds(Bug::ReleasesByName, "L4", vec![(0, true), (1, true)], Budget { acquires: 3, ..budget });
+}
+
+#[test]
+fn a_fence_that_is_not_monotone_is_found() {
+    let budget = Budget { acquires: 2, ..Budget::default() };
+    finds(Bug::FenceOfSession, "L2", vec![(0, true), (1, true)], budget);
+}
