@@ -46,6 +46,23 @@ pub struct Compare<K> {
     pub value: i64,
 }
 
+impl<K> Compare<K> {
+    /// Whether it holds of what is under its key.
+    pub fn holds<V>(&self, item: Option<&Item<V>>) -> bool {
+        let actual = match self.target {
+            Target::CreateRevision => item.map_or(0, |item| item.create_revision),
+            Target::ModRevision => item.map_or(0, |item| item.mod_revision),
+            Target::Version => item.map_or(0, |item| item.version),
+        };
+        match self.relation {
+            Relation::Equal => actual == self.value,
+            Relation::NotEqual => actual != self.value,
+            Relation::Greater => actual > self.value,
+            Relation::Less => actual < self.value,
+        }
+    }
+}
+
 /// One operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Op<K, R, V> {
@@ -271,23 +288,8 @@ where
         Ok(answer)
     }
 
-    fn holds(&self, compare: &Compare<K>) -> bool {
-        let item = self.items.get(&compare.key);
-        let actual = match compare.target {
-            Target::CreateRevision => item.map_or(0, |item| item.create_revision),
-            Target::ModRevision => item.map_or(0, |item| item.mod_revision),
-            Target::Version => item.map_or(0, |item| item.version),
-        };
-        match compare.relation {
-            Relation::Equal => actual == compare.value,
-            Relation::NotEqual => actual != compare.value,
-            Relation::Greater => actual > compare.value,
-            Relation::Less => actual < compare.value,
-        }
-    }
-
     fn path(&self, txn: &Txn<K, R, V>) -> Path {
-        let held = txn.compares.iter().all(|compare| self.holds(compare));
+        let held = txn.compares.iter().all(|compare| compare.holds(self.items.get(&compare.key)));
         let ops = if held { &txn.then } else { &txn.or_else };
         let inside = ops
             .iter()

@@ -2,5 +2,29 @@
 //!
 //! The only crate that knows etcd.
 
+pub mod batch;
+mod clock;
+mod config;
+mod connection;
+mod error;
+mod exchange;
 pub mod keys;
+pub mod observer;
+mod read;
 pub mod record;
+mod refusal;
+mod session;
+mod space;
+mod store;
+pub mod version;
+mod watch;
+mod wire;
+
+pub use clock::Clock;
+pub use config::{Config, Tls};
+pub use error::{CommitError, ConnectError};
+pub use refusal::Refusal;
+pub use session::{Session, SessionState};
+pub use space::Space;
+pub use store::Store;
+pub use watch::{Watch, WatchEvent};

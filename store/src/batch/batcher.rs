@@ -1,0 +1,520 @@
+//! Who waits, what is in flight, and what is to be asked next.
+
+use std::collections::VecDeque;
+
+use concordat_protocol::{
+    Answer, Key, Range, Record,
+    etcd::{Item, OpAnswer, Txn, TxnAnswer},
+};
+
+use super::{
+    BatchRules, FLUSHERS, MAX_BYTES, MAX_OPERATIONS, Occupied, Prepared,
+    resolve::{self, Change, Fate},
+};
+use crate::{CommitError, Refusal};
+
+/// How many plans are passed over in search of one that may go: beyond, a long queue for one key would be searched
+/// from end to end for every batch.
+const MAX_PASSED: usize = 256;
+
+/// A flusher's marker: a key under the session's lease that every batch of the flusher changes, and compares.
+#[derive(Clone, Debug)]
+pub struct Marker<V> {
+    /// The marker.
+    pub key: Key,
+    /// What is put beside it when a batch is made void.
+    pub void: Key,
+    /// The record of both.
+    pub value: V,
+    /// The session's lease.
+    pub lease: i64,
+    /// Revision of the marker's last known change.
+    pub revision: i64,
+}
+
+/// What a flusher is to ask of etcd.
+#[derive(Clone, Debug)]
+pub enum Ask<V> {
+    /// Run a transaction that commits plans.
+    Commit(Txn<Key, Range, V>),
+    /// Run a transaction that makes one void.
+    Void(Txn<Key, Range, V>),
+    /// Every change of these two keys after the revision, up to the first one's deletion.
+    History([Key; 2], i64),
+    /// Read each range as it was at the revision.
+    ReadAt(Vec<(Range, i64)>),
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// A transaction's answer, and the revision after it.
+    Txn(TxnAnswer<Key, Record>, i64),
+    /// The changes.
+    History(Vec<Change>),
+    /// What each range held.
+    Read(Vec<Vec<(Key, Item<Record>)>>),
+    /// No answer.
+    Refused(Refusal),
+}
+
+/// A plan that is done with.
+#[derive(Clone, Debug)]
+pub struct Settled<T> {
+    /// Who asked; `None` when it was told before that the outcome is unknown.
+    pub ticket: Option<T>,
+    /// What it is told.
+    pub result: Result<Answer, CommitError>,
+    /// [`Prepared::holdings`]
+    pub holdings: Vec<Key>,
+}
+
+/// What follows from what a flusher was told.
+#[derive(Debug)]
+pub struct Step<V, T> {
+    /// Plans that are done with.
+    pub settled: Vec<Settled<T>>,
+    /// What the flusher is to ask next; `None`: it is free.
+    pub ask: Option<Ask<V>>,
+    /// Whether etcd could not be asked, so that it is better to wait before it is asked again.
+    pub wait: bool,
+}
+
+impl<V, T> Default for Step<V, T> {
+    fn default() -> Self {
+        Self { settled: Vec::new(), ask: None, wait: false }
+    }
+}
+
+/// Where a plan is that its caller no longer wants to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abandoned {
+    /// It was waiting, and is forgotten.
+    Waiting,
+    /// It is on its way, and will be found out about.
+    InFlight,
+    /// It is done with.
+    Settled,
+}
+
+/// The group commit of one session.
+#[derive(Debug)]
+pub struct Batcher<V, T> {
+    rules: BatchRules,
+    waiting: VecDeque<Waiting<V, T>>,
+    flights: [Flight<V, T>; FLUSHERS],
+    next: u64,
+    ended: bool,
+    no_space: bool,
+}
+
+#[derive(Debug)]
+struct Waiting<V, T> {
+    number: u64,
+    plan: Prepared<V>,
+    ticket: Option<T>,
+    /// It may have been applied by an earlier sending: that its compares do not hold now tells nothing.
+    resent: bool,
+}
+
+#[derive(Debug)]
+struct Flight<V, T> {
+    marker: Marker<V>,
+    stage: Stage,
+    plans: Vec<Waiting<V, T>>,
+    /// Further parts of a batch that etcd refused, to be sent before anything else.
+    parts: Vec<Vec<Waiting<V, T>>>,
+    /// The footprints of `plans` and `parts`.
+    occupied: Occupied,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    Sent { marked: bool },
+    Voiding,
+    Tracing,
+    Inspecting { revision: i64 },
+}
+
+impl<V: Clone, T> Batcher<V, T> {
+    /// For a session that has just been opened with these markers.
+    pub fn new(rules: BatchRules, markers: [Marker<V>; FLUSHERS]) -> Self {
+        let flights = markers.map(|marker| Flight {
+            marker,
+            stage: Stage::Idle,
+            plans: Vec::new(),
+            parts: Vec::new(),
+            occupied: Occupied::default(),
+        });
+        Self { rules, waiting: VecDeque::new(), flights, next: 0, ended: false, no_space: false }
+    }
+
+    /// Queues a plan; answers its number, or gives the ticket back with what is wrong.
+    pub fn submit(&mut self, plan: Prepared<V>, ticket: T) -> Result<u64, (T, CommitError)> {
+        let (operations, bytes) = (plan.operations() + 1, plan.bytes);
+        if self.ended {
+            return Err((ticket, CommitError::SessionEnded));
+        }
+        if operations > MAX_OPERATIONS {
+            let error = CommitError::TooLarge {
+                size: operations,
+                limit: MAX_OPERATIONS,
+                unit: "operations or compares",
+            };
+            return Err((ticket, error));
+        }
+        if bytes > MAX_BYTES {
+            return Err((ticket, CommitError::TooLarge { size: bytes, limit: MAX_BYTES, unit: "bytes" }));
+        }
+        let number = self.next;
+        self.next += 1;
+        self.waiting.push_back(Waiting { number, plan, ticket: Some(ticket), resent: false });
+        Ok(number)
+    }
+
+    /// The caller of a plan waits no longer.
+    pub fn abandon(&mut self, number: u64) -> Abandoned {
+        if let Some(at) = self.waiting.iter().position(|one| one.number == number) {
+            // What was sent before it came to wait again goes on until it is known.
+            if self.waiting[at].resent {
+                self.waiting[at].ticket = None;
+                return Abandoned::InFlight;
+            }
+            self.waiting.remove(at);
+            return Abandoned::Waiting;
+        }
+        let mut flying = self
+            .flights
+            .iter_mut()
+            .flat_map(|flight| flight.plans.iter_mut().chain(flight.parts.iter_mut().flatten()));
+        match flying.find(|one| one.number == number) {
+            Some(one) => {
+                one.ticket = None;
+                Abandoned::InFlight
+            }
+            None => Abandoned::Settled,
+        }
+    }
+
+    /// The session is over: nothing is sent any more, what waits is refused, what is in flight is found out about.
+    pub fn end(&mut self) -> Vec<Settled<T>> {
+        self.ended = true;
+        self.waiting.drain(..).map(|one| one.settle(Err(CommitError::SessionEnded))).collect()
+    }
+
+    /// Whether nothing waits and nothing is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.flights.iter().all(|flight| flight.stage == Stage::Idle)
+    }
+
+    /// How many plans wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// What a free flusher is to ask, if anything that waits may go.
+    pub fn take(&mut self, flusher: usize) -> Option<Ask<V>> {
+        debug_assert_eq!(self.flights[flusher].stage, Stage::Idle);
+        let batch = self.gather(flusher);
+        if batch.is_empty() {
+            return None;
+        }
+        let flight = &mut self.flights[flusher];
+        for one in &batch {
+            flight.occupied.add(&one.plan.footprint);
+        }
+        Some(flight.send(batch, self.rules, self.no_space))
+    }
+
+    /// Takes from the queue, in its order, what may go together: independent of each other, of what is in flight, and
+    /// of whatever stays behind before it, so that nothing is overtaken by what it would have to wait for.
+    fn gather(&mut self, flusher: usize) -> Vec<Waiting<V, T>> {
+        let mut batch: Vec<Waiting<V, T>> = Vec::new();
+        let (mut inside, mut passed_by) = (Occupied::default(), Occupied::default());
+        let mut passed = Vec::new();
+        let (mut largest, mut bytes) = (0, 0);
+        while let Some(one) = self.waiting.pop_front() {
+            let footprint = &one.plan.footprint;
+            let (operations, size) = (largest.max(one.plan.operations()), bytes + one.plan.bytes);
+            // A batch of one is not nested: its plan takes no place beside its operations.
+            let fits =
+                batch.is_empty() || (batch.len() + 2 + operations <= MAX_OPERATIONS && size <= MAX_BYTES);
+            // Without space what puts is refused, and must not take along what does not.
+            let alike = !self.no_space || batch.first().is_none_or(|first| first.plan.puts == one.plan.puts);
+            let clear = (!self.rules.independent_inside
+                || (inside.independent(footprint) && !inside.shares_alone(footprint)))
+                && passed_by.independent(footprint)
+                && !passed_by.shares_alone(footprint)
+                && (!self.rules.independent_across || self.clear_of_others(flusher, &one.plan));
+            if fits && alike && clear {
+                (largest, bytes) = (operations, size);
+                inside.add(footprint);
+                batch.push(one);
+            } else {
+                passed_by.add(footprint);
+                passed.push(one);
+            }
+            if passed.len() >= MAX_PASSED || batch.len() + 2 + largest > MAX_OPERATIONS {
+                break;
+            }
+        }
+        for one in passed.into_iter().rev() {
+            self.waiting.push_front(one);
+        }
+        batch
+    }
+
+    fn clear_of_others(&self, flusher: usize, plan: &Prepared<V>) -> bool {
+        let mut others = self.flights.iter().enumerate().filter(|(other, _)| *other != flusher);
+        others.all(|(_, flight)| flight.occupied.independent(&plan.footprint))
+    }
+
+    /// A flusher was told what it asked.
+    pub fn told(&mut self, flusher: usize, told: Told) -> Step<V, T> {
+        let mut step = Step::default();
+        let flight = &mut self.flights[flusher];
+        match (flight.stage, told) {
+            (Stage::Sent { marked }, Told::Txn(answer, revision)) => {
+                flight.landed(marked, answer, revision, &mut self.no_space, &mut step);
+            }
+            (Stage::Sent { marked }, Told::Refused(refusal)) => {
+                self.refused(flusher, marked, refusal, &mut step)
+            }
+            (Stage::Voiding, Told::Txn(answer, revision)) => {
+                let fate = if answer.held {
+                    Fate::Void(revision)
+                } else {
+                    let mut revisions = answer.answers.into_iter().map(revision_of);
+                    resolve::fate(revisions.next().unwrap_or(0), revisions.next().unwrap_or(0))
+                };
+                self.decided(flusher, fate, &mut step);
+            }
+            (Stage::Tracing, Told::History(changes)) => {
+                match resolve::fate_in_history(&flight.marker, &changes) {
+                    Fate::Gone => flight.settle(&Err(CommitError::SessionEnded), &mut step),
+                    fate => self.decided(flusher, fate, &mut step),
+                }
+            }
+            (Stage::Inspecting { revision }, Told::Read(found)) => {
+                let mut found = found.into_iter();
+                for one in flight.plans.drain(..) {
+                    let answer = resolve::answer(&one.plan, revision, &mut found);
+                    step.settled.push(one.settle(answer));
+                }
+            }
+            (Stage::Tracing | Stage::Inspecting { .. }, Told::Refused(Refusal::Compacted)) => {
+                let error = CommitError::Unknown("etcd's history of it is compacted".into());
+                flight.settle(&Err(error), &mut step);
+            }
+            // Whatever else came of it, it must be asked again.
+            _ => {
+                step.ask = flight.ask_again();
+                step.wait = true;
+            }
+        }
+        if step.ask.is_none() {
+            self.proceed(flusher, &mut step);
+        }
+        step
+    }
+
+    /// The batch, or part of one, is done with: the next part goes, or the flusher is free.
+    fn proceed(&mut self, flusher: usize, step: &mut Step<V, T>) {
+        let flight = &mut self.flights[flusher];
+        match flight.parts.pop() {
+            Some(part) => step.ask = Some(flight.send(part, self.rules, self.no_space)),
+            None => {
+                flight.stage = Stage::Idle;
+                flight.occupied.clear();
+            }
+        }
+    }
+
+    fn refused(&mut self, flusher: usize, marked: bool, refusal: Refusal, step: &mut Step<V, T>) {
+        let flight = &mut self.flights[flusher];
+        match refusal {
+            Refusal::Unknown(_) if marked => {
+                flight.stage = Stage::Voiding;
+                step.ask = Some(Ask::Void(flight.marker.void()));
+            }
+            Refusal::Unknown(_) => {
+                for one in &mut flight.plans {
+                    one.resent = true;
+                }
+                step.ask = flight.ask_again();
+                step.wait = true;
+            }
+            Refusal::NotSent(_) => {
+                step.wait = true;
+                let plans: Vec<_> = flight.plans.drain(..).collect();
+                self.wait_again(plans, step);
+            }
+            Refusal::NoSpace => {
+                self.no_space = true;
+                let (puts, deletes): (Vec<_>, Vec<_>) = flight.plans.drain(..).partition(|one| one.plan.puts);
+                let error = CommitError::NotApplied("etcd has no space".into());
+                step.settled.extend(puts.into_iter().map(|one| one.settle(Err(error.clone()))));
+                if !deletes.is_empty() {
+                    flight.parts.push(deletes);
+                }
+            }
+            refusal if flight.plans.len() == 1 => {
+                let error = CommitError::NotApplied(reason(&refusal).into());
+                flight.settle(&Err(error), step);
+            }
+            _ => {
+                let second = flight.plans.split_off(flight.plans.len() / 2);
+                let first = std::mem::take(&mut flight.plans);
+                flight.parts.extend([second, first]);
+            }
+        }
+    }
+
+    fn decided(&mut self, flusher: usize, fate: Fate, step: &mut Step<V, T>) {
+        let flight = &mut self.flights[flusher];
+        match fate {
+            Fate::Void(revision) => {
+                flight.marker.revision = revision;
+                let error =
+                    CommitError::NotApplied("etcd did not answer, and the attempt was withdrawn".into());
+                let (puts, deletes): (Vec<_>, Vec<_>) = flight.plans.drain(..).partition(|one| one.plan.puts);
+                step.settled.extend(puts.into_iter().map(|one| one.settle(Err(error.clone()))));
+                self.wait_again(deletes, step);
+            }
+            Fate::Applied(revision) => {
+                flight.marker.revision = revision;
+                flight.stage = Stage::Inspecting { revision };
+                step.ask = flight.ask_again();
+            }
+            Fate::Gone => {
+                flight.stage = Stage::Tracing;
+                step.ask = flight.ask_again();
+            }
+        }
+    }
+
+    /// Back to the head of the queue with what was certainly not applied.
+    fn wait_again(&mut self, plans: Vec<Waiting<V, T>>, step: &mut Step<V, T>) {
+        if self.ended {
+            step.settled.extend(plans.into_iter().map(|one| one.settle(Err(CommitError::SessionEnded))));
+            return;
+        }
+        for one in plans.into_iter().rev() {
+            // Deletes go on until they are known; anything else, only for somebody who waits for it.
+            if one.ticket.is_some() || !one.plan.puts {
+                self.waiting.push_front(one);
+            }
+        }
+    }
+}
+
+impl<V: Clone, T> Flight<V, T> {
+    fn send(&mut self, batch: Vec<Waiting<V, T>>, rules: BatchRules, no_space: bool) -> Ask<V> {
+        let puts = batch.iter().any(|one| one.plan.puts);
+        self.plans = batch;
+        self.stage = Stage::Sent { marked: rules.marker && (puts || !no_space) };
+        self.commit()
+    }
+
+    fn commit(&self) -> Ask<V> {
+        let plans: Vec<&Prepared<V>> = self.plans.iter().map(|one| &one.plan).collect();
+        Ask::Commit(self.marker.commit(&plans, self.stage == Stage::Sent { marked: true }))
+    }
+
+    /// What the stage asks, once more or for the first time.
+    fn ask_again(&self) -> Option<Ask<V>> {
+        match self.stage {
+            Stage::Idle => None,
+            Stage::Sent { .. } => Some(self.commit()),
+            Stage::Voiding => Some(Ask::Void(self.marker.void())),
+            Stage::Tracing => {
+                Some(Ask::History([self.marker.key.clone(), self.marker.void.clone()], self.marker.revision))
+            }
+            Stage::Inspecting { revision } => Some(Ask::ReadAt(
+                self.plans.iter().flat_map(|one| resolve::questions(&one.plan, revision)).collect(),
+            )),
+        }
+    }
+
+    /// etcd answered the batch.
+    fn landed(
+        &mut self,
+        marked: bool,
+        answer: TxnAnswer<Key, Record>,
+        revision: i64,
+        no_space: &mut bool,
+        step: &mut Step<V, T>,
+    ) {
+        let alone = self.plans.len() == 1;
+        let TxnAnswer { held, mut answers } = answer;
+        if marked && held {
+            self.marker.revision = revision;
+            *no_space = false;
+        }
+        if marked && !held {
+            // The plan's compares failed, or the marker's: the session is over.
+            match answers.pop().map_or(0, revision_of) {
+                0 => return self.settle(&Err(CommitError::SessionEnded), step),
+                revision if revision == self.marker.revision => {}
+                // Somewhere on its way the batch was sent twice: this is the answer to the second.
+                _ => {
+                    self.stage = Stage::Voiding;
+                    step.ask = self.ask_again();
+                    return;
+                }
+            }
+        }
+        if alone {
+            if let Some(one) = self.plans.pop() {
+                let answer = one.plan.answer(held, answers, revision);
+                step.settled.push(one.settle(answer));
+            }
+            return;
+        }
+        for (one, answer) in self.plans.drain(..).zip(answers) {
+            let answer = match answer {
+                OpAnswer::Txn(TxnAnswer { held, answers }) => one.plan.answer(held, answers, revision),
+                _ => Err(CommitError::Unknown("etcd answered something else than was asked".into())),
+            };
+            step.settled.push(one.settle(answer));
+        }
+    }
+
+    fn settle(&mut self, result: &Result<Answer, CommitError>, step: &mut Step<V, T>) {
+        step.settled.extend(self.plans.drain(..).map(|one| one.settle(result.clone())));
+    }
+}
+
+impl<V, T> Waiting<V, T> {
+    fn settle(self, result: Result<Answer, CommitError>) -> Settled<T> {
+        let result = match result {
+            Ok(answer) if self.resent && !answer.held => Err(CommitError::Unknown(
+                "etcd did not answer at first, and at the second attempt it was done already or no longer possible"
+                    .into(),
+            )),
+            result => result,
+        };
+        Settled { ticket: self.ticket, result, holdings: self.plan.holdings }
+    }
+}
+
+/// The revision of the one key that was read, 0 when it is absent.
+fn revision_of(answer: OpAnswer<Key, Record>) -> i64 {
+    match answer {
+        OpAnswer::Got(items) => items.first().map_or(0, |(_, item)| item.mod_revision),
+        _ => 0,
+    }
+}
+
+fn reason(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::LeaseNotFound => "a lease that it needs has ended",
+        Refusal::DuplicateKey => "it puts a key twice, or puts and deletes it",
+        Refusal::Compacted => "a revision that it reads is compacted",
+        Refusal::TooLarge => "it is too large for etcd",
+        Refusal::NoSpace => "etcd has no space",
+        Refusal::Denied => "etcd's user may not do this",
+        Refusal::NotSent(_) | Refusal::Unknown(_) => "etcd cannot be reached",
+    }
+}

@@ -1,0 +1,52 @@
+//! What can go wrong, in the three kinds that matter to a caller: it did not happen, it may have, it never will.
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The configuration cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// A certificate or key cannot be read.
+    #[error("cannot read {path}: {source}")]
+    File {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No endpoint answers.
+    #[error("no etcd answers at {endpoints}: {why}")]
+    Unreachable {
+        /// All endpoints that were tried.
+        endpoints: String,
+        /// What the last one met with.
+        why: String,
+    },
+    /// etcd's version is unsafe for nested transactions.
+    #[error("{0}")]
+    Unsupported(#[from] crate::version::Unsupported),
+}
+
+/// Why a plan or a read has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// It was not applied and never will be.
+    #[error("not applied: {0}")]
+    NotApplied(String),
+    /// It may have been applied, or still be.
+    #[error("it is not known whether it was applied: {0}")]
+    Unknown(String),
+    /// It is too large for one transaction of etcd; it was not applied.
+    #[error("too large for one commit: {size} {unit}, at most {limit}")]
+    TooLarge {
+        /// How large it is.
+        size: usize,
+        /// How large it may be.
+        limit: usize,
+        /// Of what.
+        unit: &'static str,
+    },
+    /// The session it belongs to is over; it was not applied and never will be.
+    #[error("not applied: the session has ended")]
+    SessionEnded,
+}

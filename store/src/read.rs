@@ -1,0 +1,55 @@
+//! Reads: linearizable, each at one revision.
+
+use concordat_protocol::{
+    Answer, Key, Range,
+    etcd::{Op, OpAnswer, Txn},
+};
+
+use crate::{
+    CommitError, Refusal,
+    exchange::Exchange,
+    observer::{Counts, Purpose},
+    watch::{self, Scope},
+    wire,
+};
+
+/// Several ranges at one revision.
+pub(crate) async fn read(exchange: &Exchange, ranges: Vec<Range>) -> Result<Answer, CommitError> {
+    let txn = Txn { then: ranges.into_iter().map(Op::Get).collect(), ..Txn::default() };
+    let (answer, revision) = exchange.txn(Purpose::Read, &txn).await.map_err(unanswered)?;
+    let reads = answer.answers.into_iter().filter_map(|answer| match answer {
+        OpAnswer::Got(items) => Some(items.into_iter().map(wire::entry).collect()),
+        _ => None,
+    });
+    Ok(Answer { held: true, revision, reads: reads.collect() })
+}
+
+/// How many keys there are in a range, and at which revision.
+pub(crate) async fn count(exchange: &Exchange, range: &Range) -> Result<(u64, i64), CommitError> {
+    let (from, options) = wire::get(&exchange.namespace, range);
+    let (mut kv, of) = exchange.connection.kv();
+    let request = kv.get(from, Some(options.with_count_only()));
+    let counts = Counts { gets: 1, ..Counts::default() };
+    let response = exchange.ask(Purpose::Read, counts, of, request).await.map_err(unanswered)?;
+    let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+    Ok((response.count().unsigned_abs(), revision))
+}
+
+/// The keys of a range with their create and mod revisions, and at which revision.
+pub(crate) async fn list_keys(
+    exchange: &Exchange,
+    range: Range,
+) -> Result<(Vec<(Key, i64, i64)>, i64), CommitError> {
+    let scope = Scope { namespace: exchange.namespace.clone(), range };
+    watch::list_keys(exchange, &scope).await.map_err(unanswered)
+}
+
+/// A request that was not answered and would have changed nothing.
+pub(crate) fn unanswered(refusal: Refusal) -> CommitError {
+    CommitError::NotApplied(match refusal {
+        Refusal::Unknown(why) | Refusal::NotSent(why) => why,
+        Refusal::Denied => "etcd's user may not do this".into(),
+        Refusal::Compacted => "the revision is compacted".into(),
+        other => format!("{other:?}"),
+    })
+}

@@ -1,0 +1,70 @@
+//! Ranges read page by page, all at one revision.
+
+use concordat_protocol::{Entry, Key};
+use etcd_client::{GetOptions, proto::PbKeyValue};
+
+use super::hub::Scope;
+use crate::{
+    Refusal,
+    exchange::Exchange,
+    observer::{Counts, Purpose},
+    wire,
+};
+
+/// Entries of a page: some may be segments of 128 KiB.
+const PAGE: i64 = 256;
+/// Keys of a page.
+const PAGE_OF_KEYS: i64 = 4_096;
+
+/// All entries of a range at one revision.
+pub(crate) async fn list(exchange: &Exchange, scope: &Scope) -> Result<(Vec<Entry>, i64), Refusal> {
+    let (kvs, revision) = pages(exchange, scope, GetOptions::new().with_limit(PAGE)).await?;
+    let entries =
+        kvs.into_iter().filter_map(|kv| wire::item(&scope.namespace, kv)).map(wire::entry).collect();
+    Ok((entries, revision))
+}
+
+/// All keys of a range at one revision, with their create and mod revisions.
+pub(crate) async fn list_keys(
+    exchange: &Exchange,
+    scope: &Scope,
+) -> Result<(Vec<(Key, i64, i64)>, i64), Refusal> {
+    let options = GetOptions::new().with_limit(PAGE_OF_KEYS).with_keys_only();
+    let (kvs, revision) = pages(exchange, scope, options).await?;
+    let keys = kvs.into_iter().filter_map(|kv| {
+        let key = wire::key(&scope.namespace, &kv.key)?;
+        Some((key, kv.create_revision, kv.mod_revision))
+    });
+    Ok((keys.collect(), revision))
+}
+
+async fn pages(
+    exchange: &Exchange,
+    scope: &Scope,
+    options: GetOptions,
+) -> Result<(Vec<PbKeyValue>, i64), Refusal> {
+    let (mut from, to) = scope.range();
+    let mut kvs = Vec::new();
+    let mut revision = 0;
+    loop {
+        let mut options = options.clone().with_revision(revision);
+        if !to.is_empty() {
+            options = options.with_range(to.clone());
+        }
+        let (mut kv, of) = exchange.connection.kv();
+        let counts = Counts { gets: 1, ..Counts::default() };
+        let page = exchange.ask(Purpose::Read, counts, of, kv.get(from, Some(options))).await?.0;
+        if revision == 0 {
+            revision = page.header.as_ref().map_or(0, |header| header.revision);
+        }
+        let more = page.more;
+        kvs.extend(page.kvs);
+        match kvs.last() {
+            Some(last) if more => {
+                from = last.key.clone();
+                from.push(0);
+            }
+            _ => return Ok((kvs, revision)),
+        }
+    }
+}
