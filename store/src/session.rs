@@ -270,7 +270,7 @@ impl Live {
 
 /// A session's id: never used before or again.
 fn nonce() -> Result<SessionId, Refusal> {
-    let mut bytes = [0; 12];
+    let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| Refusal::NotSent(format!("no random numbers: {error}")))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)).into())
 }

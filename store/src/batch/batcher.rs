@@ -279,7 +279,7 @@ impl<V: Clone, T> Batcher<V, T> {
                 flight.landed(marked, answer, revision, &mut self.no_space, &mut step);
             }
             (Stage::Sent { marked }, Told::Refused(refusal)) => {
-                self.refused(flusher, marked, refusal, &mut step)
+                self.refused(flusher, marked, refusal, &mut step);
             }
             (Stage::Voiding, Told::Txn(answer, revision)) => {
                 let fate = if answer.held {

@@ -131,7 +131,7 @@ impl Leases {
     /// Revokes a lease to which no new puts come, if nothing but its guard was put under it.
     async fn release(self: Arc<Self>, id: i64) {
         // What names it may still be on its way.
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
         let (mut client, _) = self.exchange.connection.client();
         let options = LeaseTimeToLiveOptions::new().with_keys();
         if let Ok(left) = client.lease_time_to_live(id, Some(options)).await
