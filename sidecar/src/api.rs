@@ -4,4 +4,129 @@ pub mod duration;
 pub mod extract;
 pub mod guard;
 pub mod idempotency;
+pub mod lock;
+pub mod openapi;
+pub mod queue;
 pub mod trace;
+pub mod transaction;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    middleware::{from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Uri, header};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::{context::Context, metrics::Metrics, problem::Problem};
+use guard::Token;
+
+/// All routes of the API, with what describes them.
+pub fn routes() -> OpenApiRouter<Context> {
+    OpenApiRouter::with_openapi(openapi::base())
+        .merge(lock::routes())
+        .merge(queue::routes())
+        .merge(transaction::routes())
+}
+
+/// The API as it is served.
+pub fn router(context: Context, token: Option<Token>) -> Router {
+    let metrics = context.metrics.clone();
+    let (router, description) = routes().split_for_parts();
+    let description = Bytes::from(serde_json::to_vec(&description).unwrap_or_default());
+    let router =
+        router.route("/openapi.json", get(async move || json(description.clone()))).with_state(context);
+    guarded(router, token, metrics)
+}
+
+/// Puts before a router what stands before every route; a 404 and a 405 are refused by it as well.
+fn guarded(router: Router, token: Option<Token>, metrics: Arc<Metrics>) -> Router {
+    router
+        .fallback(async |uri: Uri| guard::unknown_route(&uri))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| guard::wrong_method(&method, &uri))
+        .layer(from_fn_with_state(token, guard::guard))
+        .layer(from_fn_with_state(metrics, trace::observe))
+        .layer(from_fn(no_store))
+}
+
+/// Answers tell what is so now: no cache may keep them.
+async fn no_store(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let mut response = next.run(request).await;
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+fn json(body: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// 503 while the sidecar ends: what would begin is refused.
+pub fn ending() -> Problem {
+    Problem::unavailable("shutting-down", "the sidecar is about to end")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, convert::Infallible};
+
+    use axum::body::Body;
+    use http::{Request, StatusCode};
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    fn app() -> Router {
+        let router = Router::new().route("/known", get("yes").post(async |_: extract::Raw| "taken"));
+        guarded(router, None, Arc::default())
+    }
+
+    async fn ask(request: http::request::Builder, body: Body) -> (StatusCode, http::HeaderMap, Value) {
+        let response = app().oneshot(request.header("host", "localhost").body(body).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (parts.status, parts.headers, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn what_is_no_route_is_refused_by_a_problem_too() {
+        let (status, headers, problem) = ask(Request::get("/unknown"), Body::empty()).await;
+        assert_eq!((status, &problem["code"]), (StatusCode::NOT_FOUND, &"no-such-route".into()));
+        assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
+        let (status, headers, problem) = ask(Request::delete("/known"), Body::empty()).await;
+        assert_eq!(
+            (status, &problem["code"]),
+            (StatusCode::METHOD_NOT_ALLOWED, &"method-not-allowed".into())
+        );
+        assert_eq!(headers[header::ALLOW], "GET,HEAD,POST");
+        assert_eq!(headers[header::CACHE_CONTROL], "no-store");
+    }
+
+    #[tokio::test]
+    async fn a_body_without_a_length_is_cut_off_where_it_gets_too_large() {
+        let chunk = |_| Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 1024]));
+        let body = |chunks| Body::from_stream(futures::stream::iter((0..chunks).map(chunk)));
+        let chunks = guard::LARGEST_BODY / 1024;
+        assert_eq!(ask(Request::post("/known"), body(chunks)).await.0, StatusCode::OK);
+        let (status, _, problem) = ask(Request::post("/known"), body(chunks + 1)).await;
+        assert_eq!((status, &problem["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &"payload-too-large".into()));
+    }
+
+    #[test]
+    fn every_operation_is_described_once() {
+        let description = serde_json::to_value(routes().into_openapi()).unwrap();
+        assert!(description["openapi"].as_str().unwrap().starts_with("3.1"));
+        let mut ids = HashSet::new();
+        for (path, methods) in description["paths"].as_object().unwrap() {
+            for (method, operation) in methods.as_object().unwrap() {
+                let id = operation["operationId"].as_str().unwrap();
+                assert!(ids.insert(id.to_owned()), "{method} {path}: {id} names two operations");
+            }
+        }
+    }
+}

@@ -8,6 +8,7 @@ use std::{ffi::OsString, fs, net::IpAddr, path::PathBuf, str::FromStr, time::Dur
 
 use clap::{Args as _, Command, FromArgMatches, Parser, ValueEnum};
 use concordat_protocol::App;
+use concordat_store::Tls;
 use tracing_subscriber::EnvFilter;
 
 use crate::api::{duration::GoDuration, guard::Token};
@@ -91,17 +92,6 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
-}
-
-/// Files with certificates in PEM.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tls {
-    /// The authority that signed etcd's certificate.
-    pub ca: Option<PathBuf>,
-    /// The client's certificate and its key.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// The name that etcd's certificate bears, if it is not the host of the endpoint.
-    pub server_name: Option<String>,
 }
 
 /// A checked configuration.

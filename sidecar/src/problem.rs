@@ -1,6 +1,7 @@
 //! Refusals: problem documents (RFC 9457) whose `code` never changes its meaning.
 
 use axum::response::{IntoResponse, Response};
+use concordat_store::CommitError;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -136,6 +137,27 @@ impl Problem {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal-error", "The sidecar failed")
             .detail("this is a bug in the sidecar; its log says more")
             .outcome(Outcome::Unknown)
+    }
+}
+
+/// What became of a plan, for the client whose request made it.
+impl From<CommitError> for Problem {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::NotApplied(why) => Self::unavailable("not-committed", why),
+            CommitError::SessionEnded => Self::unavailable(
+                "session-lost",
+                "the sidecar's session in etcd is over, and what it held is lost; another one is being opened",
+            ),
+            CommitError::Unknown(why) => {
+                Self::unavailable("outcome-unknown", format!("it is not known whether it was done: {why}"))
+                    .outcome(Outcome::Unknown)
+            }
+            CommitError::TooLarge { size, limit, unit } => {
+                Self::too_large(format!("it makes {size} {unit}, and one commit holds at most {limit}"))
+                    .outcome(Outcome::NotApplied)
+            }
+        }
     }
 }
 

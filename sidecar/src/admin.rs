@@ -1,0 +1,79 @@
+//! Health and metrics, on a port that the kubelet can reach and that gives away nothing an app has stored.
+
+use std::sync::{Arc, OnceLock};
+
+use axum::{
+    Router,
+    extract::State,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use concordat_protocol::Millis;
+use concordat_store::{SessionState, Store};
+use http::{StatusCode, header};
+use tokio_util::sync::CancellationToken;
+
+use crate::{definitions::Definitions, metrics::Metrics};
+
+/// etcd's watch tells of its progress far more often; silence for this long means that it may have stopped.
+const LONGEST_SILENCE: Millis = 30_000;
+
+/// What health is judged by.
+#[derive(Clone)]
+pub struct Health {
+    metrics: Arc<Metrics>,
+    ending: CancellationToken,
+    running: Arc<OnceLock<(Store, Definitions)>>,
+}
+
+impl Health {
+    /// Not ready yet, and not ready any more once `ending` is cancelled.
+    pub fn new(metrics: Arc<Metrics>, ending: CancellationToken) -> Self {
+        Self { metrics, ending, running: Arc::default() }
+    }
+
+    /// etcd has been reached.
+    pub fn running(&self, store: Store, definitions: Definitions) {
+        // There is but one start.
+        let _ = self.running.set((store, definitions));
+    }
+
+    /// Why requests should go elsewhere, empty when they need not.
+    fn unready(&self) -> Vec<&'static str> {
+        let Some((store, definitions)) = self.running.get() else {
+            return vec!["etcd has not been reached yet"];
+        };
+        let silence = store.clock().now().monotonic.saturating_sub(definitions.heard());
+        let live = matches!(*store.sessions().borrow(), SessionState::Live(_));
+        [
+            (self.ending.is_cancelled(), "the sidecar is about to end"),
+            (!live, "there is no session in etcd"),
+            (!definitions.synced(), "the custom resources have not been read from etcd yet"),
+            (definitions.synced() && silence > LONGEST_SILENCE, "etcd's watch has not been heard of for 30s"),
+        ]
+        .into_iter()
+        .filter_map(|(holds, why)| holds.then_some(why))
+        .collect()
+    }
+}
+
+/// `/live`, `/ready` and `/metrics`.
+pub fn router(health: Health) -> Router {
+    Router::new()
+        .route("/live", get("ok\n"))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(health)
+}
+
+async fn ready(State(health): State<Health>) -> (StatusCode, String) {
+    match health.unready().as_slice() {
+        [] => (StatusCode::OK, "ok\n".into()),
+        reasons => (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
+    }
+}
+
+async fn metrics(State(health): State<Health>) -> Response {
+    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], health.metrics.encode()).into_response()
+}

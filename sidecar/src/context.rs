@@ -1,0 +1,47 @@
+//! What every route and engine is given.
+
+use std::sync::Arc;
+
+use concordat_protocol::App;
+use concordat_store::Store;
+
+use crate::{
+    callback::Callbacks,
+    definitions::Definitions,
+    engine::{lock::LockEngine, queue::QueueEngine, transaction::TransactionEngine},
+    metrics::Metrics,
+};
+
+/// Who this sidecar is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The app whose part it takes.
+    pub app: App,
+    /// The app's port on 127.0.0.1, if it takes part in transactions.
+    pub app_port: Option<u16>,
+}
+
+/// The parts of a running sidecar. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    /// etcd.
+    pub store: Store,
+    /// Custom resources of the namespace.
+    pub definitions: Definitions,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Who this sidecar is.
+    pub identity: Arc<Identity>,
+    /// Calls to the app.
+    pub callbacks: Callbacks,
+    /// Locks.
+    pub locks: LockEngine,
+    /// Queues.
+    pub queues: QueueEngine,
+    /// Transactions.
+    pub transactions: TransactionEngine,
+}
