@@ -64,7 +64,7 @@ pub struct Ledger {
     segments: BTreeMap<Key, Tracked>,
     claims: BTreeMap<Key, Vec<(u32, u32)>>,
     dead: BTreeMap<Key, Body>,
-    ended: BTreeMap<(Name, Body), Vec<Stage>>,
+    ended: BTreeMap<(Name, Body), Vec<Fate>>,
     offsets: BTreeMap<(Name, u32, u64), Body>,
     /// What was wrong.
     pub violations: Vec<Violation>,
@@ -189,7 +189,10 @@ impl Ledger {
                         }
                         Stage::GivenUp
                     };
-                    self.ended.entry((queue.clone(), body.clone())).or_default().push(stage);
+                    self.ended
+                        .entry((queue.clone(), body.clone()))
+                        .or_default()
+                        .push(Fate { stage, ..fate.clone() });
                 }
             }
             _ => {}
@@ -220,23 +223,23 @@ impl Ledger {
                 }
             }
         }
-        let ended = self.ended.iter().filter(|((of, _), _)| of == queue).flat_map(|(_, stages)| stages);
-        let acknowledged = ended.clone().filter(|stage| **stage == Stage::Acknowledged).count();
+        let ended = self.ended.iter().filter(|((of, _), _)| of == queue).flat_map(|(_, fates)| fates);
+        let acknowledged = ended.clone().filter(|fate| fate.stage == Stage::Acknowledged).count();
         account.acknowledged += acknowledged;
         account.given_up += ended.count() - acknowledged;
         account
     }
 
     /// Every message body there is or was, with where it stands.
-    fn standing(&self) -> BTreeMap<&Body, Vec<Stage>> {
-        let mut standing: BTreeMap<&Body, Vec<Stage>> = BTreeMap::new();
+    fn standing(&self) -> BTreeMap<&Body, Vec<&Fate>> {
+        let mut standing: BTreeMap<&Body, Vec<&Fate>> = BTreeMap::new();
         for tracked in self.segments.values() {
             for ((body, _), fate) in tracked.messages.iter().zip(&tracked.fates) {
-                standing.entry(body).or_default().push(fate.stage);
+                standing.entry(body).or_default().push(fate);
             }
         }
-        for ((_, body), stages) in &self.ended {
-            standing.entry(body).or_default().extend(stages);
+        for ((_, body), fates) in &self.ended {
+            standing.entry(body).or_default().extend(fates);
         }
         standing
     }
@@ -246,9 +249,9 @@ impl Ledger {
 pub fn q1_no_loss(history: &History, ledger: &Ledger) -> Result<(), Violation> {
     let standing = ledger.standing();
     for body in history.stored.keys() {
-        let Some(stages) = standing.get(body) else { return Err(format!("q1: {body:?} is lost")) };
+        let Some(fates) = standing.get(body) else { return Err(format!("q1: {body:?} is lost")) };
         let asked = history.ack_asked.iter().any(|(of, _)| of == body);
-        if stages.contains(&Stage::Acknowledged) && !asked {
+        if fates.iter().any(|fate| fate.stage == Stage::Acknowledged) && !asked {
             return Err(format!("q1: {body:?} is acknowledged, and nobody asked for it"));
         }
     }
@@ -302,12 +305,15 @@ pub fn q4_offsets(history: &History, ledger: &Ledger, queue: &Name) -> Result<()
     Ok(())
 }
 
-/// Q3: what was acknowledged with `ok` is finished so.
+/// Q3: what was acknowledged with `ok` is finished so, by that very delivery.
 pub fn q3_acked_stays(history: &History, ledger: &Ledger) -> Result<(), Violation> {
     let standing = ledger.standing();
-    let acknowledged = |body| standing.get(body).is_some_and(|stages| stages.contains(&Stage::Acknowledged));
-    match history.acked.iter().find(|(body, _)| !acknowledged(body)) {
-        Some((body, _)) => Err(format!("q3: {body:?} was acknowledged, and is not finished")),
+    let acknowledged = |body: &Body, delivery: u32| {
+        let fates = standing.get(body).into_iter().flatten();
+        fates.into_iter().any(|fate| fate.stage == Stage::Acknowledged && fate.deliveries == delivery)
+    };
+    match history.acked.iter().find(|(body, delivery)| !acknowledged(body, *delivery)) {
+        Some((body, delivery)) => Err(format!("q3: delivery {delivery} of {body:?} did not finish it")),
         None => Ok(()),
     }
 }

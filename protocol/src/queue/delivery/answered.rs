@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{AGAIN, Delivered, Delivery, Effect, Flight, Status, Verdict, Waiting, segment::Pending};
 use crate::{
-    Answer, Entry, Now, Record,
+    Answer, Entry, Key, Now, Record,
     queue::{
         Fate, Outcome,
         location::{ClaimId, SegmentAt},
@@ -176,12 +176,14 @@ impl Delivery {
             self.dead_letters = None;
         }
         if progress.is_empty() && !lost_queue {
-            // The segment is gone. While our session lives nobody else can end our deliveries, so an earlier try of
-            // this very plan did (plans that only delete are sent until their fate is known).
-            for Pending { ticket, verdict, .. } in &sent {
-                let status = match (verdict, alive.is_empty()) {
-                    (Verdict::Ack, false) => Status::Ok,
-                    (Verdict::Ack, true) => Status::Unknown,
+            // The segment is gone. While our session lives nobody else can end the deliveries of its claims, so an
+            // earlier try of this very plan did (plans that only delete are sent until their fate is known).
+            let alive = alive.first().map(|entry| &entry.key);
+            for Pending { ticket, receipt, verdict } in &sent {
+                let ours = alive == Some(&Key::Session(receipt.claim.session.clone()));
+                let status = match verdict {
+                    Verdict::Ack if ours => Status::Ok,
+                    Verdict::Ack => Status::Unknown,
                     _ => Status::Stale,
                 };
                 effects.extend(ticket.map(|ticket| Effect::Settled(ticket, status)));

@@ -19,6 +19,9 @@ use crate::{
 const CLAIMS: usize = 40;
 const BURIALS: usize = 20;
 const BURIED_BYTES: u64 = 512 * 1024;
+/// How often messages are looked at that wait for their time, and those that wait to expire.
+const LOOK: Millis = 1_000;
+const LOOK_FOR_EXPIRED: Millis = 600_000;
 
 /// A delivery that is to end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +56,8 @@ pub(super) struct State {
     pub(super) pending: Vec<Pending>,
     /// Claims of ours of which nobody can tell whether they were made; nothing of them was handed out.
     pub(super) unanswered: BTreeSet<ClaimId>,
+    /// Claims that ended while a plan was on its way, which may be the one that made them.
+    pub(super) lost: BTreeSet<ClaimId>,
     /// Whether it was deleted while a plan was on its way.
     pub(super) gone: bool,
     /// Whether a plan is on its way.
@@ -119,6 +124,7 @@ impl State {
             held: BTreeMap::new(),
             pending: Vec::new(),
             unanswered: BTreeSet::new(),
+            lost: BTreeSet::new(),
             gone: false,
             busy: false,
             not_until: 0,
@@ -455,10 +461,10 @@ impl State {
         // What waits for the wall clock is looked at again and again: the clock may be set.
         let waiting = self.fates.iter().zip(&self.expires).filter(|(fate, _)| !fate.finished());
         let wall = waiting
-            .flat_map(|(fate, expires)| [fate.not_before, *expires])
-            .filter(|instant| *instant > now.unix)
-            .min()
-            .map(|instant| now.monotonic + now.until_unix(instant).min(1000));
+            .flat_map(|(fate, expires)| [(fate.not_before, LOOK), (*expires, LOOK_FOR_EXPIRED)])
+            .filter(|(instant, _)| *instant > now.unix)
+            .map(|(instant, look)| now.monotonic + now.until_unix(instant).min(look))
+            .min();
         deadlines.chain(retry).chain(wall).min()
     }
 }

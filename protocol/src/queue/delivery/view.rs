@@ -79,7 +79,11 @@ impl Delivery {
                     continue;
                 }
                 (Change::Deleted(..), Key::Claim { session, number, .. }) => {
-                    segment.claims.remove(&ClaimId { session: session.clone(), number: *number });
+                    let claim = ClaimId { session: session.clone(), number: *number };
+                    segment.claims.remove(&claim);
+                    if segment.busy {
+                        segment.lost.insert(claim);
+                    }
                 }
                 (Change::Deleted(..), _) => {}
             }

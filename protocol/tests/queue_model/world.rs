@@ -1,0 +1,754 @@
+//! One etcd, sidecars that publish or consume on the real machines, and everything that can go wrong between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+
+use concordat_protocol::{
+    App, Definition, Entry, Key, Lease, Name, Now, Plan, Range, Record, SessionId, Write,
+    etcd::{Compare, Etcd, Event, Item, Op, OpAnswer, Relation, Target, Txn},
+    plan::Answer,
+    queue::{
+        Message, Mode, OnFull, Ordering, Outcome, Settings,
+        delivery::{self, Change, Delivered, Delivery, Status, Verdict},
+        invariant::{self, History, Ledger},
+        location::{Receipt, definition, offset},
+        publish::{self, Offer, Published, Publisher},
+    },
+    session::Session,
+};
+use stateright::{Model, Property};
+
+pub(crate) type Store = Etcd<Key, Range, Record>;
+
+/// A change made on purpose to what the machines say or hear, to see it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Planted {
+    Nothing,
+    /// An old receipt settles the delivery that is under way.
+    ReceiptWithoutDelivery,
+    /// Deliveries are counted when they end, not when they begin.
+    CountedAfter,
+    /// A take does not compare the progress it follows.
+    TakeUnguarded,
+    /// A settlement does not compare the progress it follows: two that end parts of a segment at once each believe
+    /// that the other one will finish it.
+    SettleUnguarded,
+    /// A settlement does not compare the claims it ends.
+    SettleWithoutClaim,
+    /// The dead letter is put by a plan of its own, after the message is finished.
+    BuriedLater,
+    /// A publish does not compare the definition.
+    DefinitionUnguarded,
+    /// A publish does not compare the records of what was stored before.
+    DedupUnguarded,
+    /// A consumer's sidecar is not told of claims that end.
+    DeafToClaims,
+}
+
+/// How much of everything there may be.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) publishers: usize,
+    pub(crate) consumers: usize,
+    /// Messages offered by each publisher in one call.
+    pub(crate) messages: u8,
+    pub(crate) receives: u8,
+    pub(crate) max: u32,
+    pub(crate) nacks: u8,
+    pub(crate) timeouts: u8,
+    pub(crate) losses: u8,
+    pub(crate) crashes: u8,
+    /// Plans whose outcome is not known while they may still land.
+    pub(crate) late: u8,
+    /// Times a publisher asks again after an answer that was no success.
+    pub(crate) repeats: u8,
+    pub(crate) undefined: u8,
+    pub(crate) max_deliveries: u32,
+    /// Begin with this many messages stored in one segment.
+    pub(crate) stored: u8,
+    pub(crate) hang_ups: u8,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            publishers: 0,
+            consumers: 0,
+            messages: 1,
+            receives: 3,
+            max: 1,
+            nacks: 0,
+            timeouts: 0,
+            losses: 0,
+            crashes: 0,
+            late: 0,
+            repeats: 0,
+            undefined: 0,
+            max_deliveries: 3,
+            stored: 0,
+            hang_ups: 0,
+        }
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) bounds: Bounds,
+    pub(crate) planted: Planted,
+}
+
+/// A plan on its way: the landing and the answer are two steps.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Sent {
+    Flying(Vec<Plan>),
+    Landed(Answer),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Producer {
+    pub(crate) machine: Publisher,
+    pub(crate) lease: i64,
+    pub(crate) sent: BTreeMap<u64, Sent>,
+    pub(crate) bodies: Vec<u8>,
+    /// Whether some attempt may have been applied.
+    pub(crate) doubtful: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Consumer {
+    pub(crate) machine: Delivery,
+    pub(crate) session: SessionId,
+    pub(crate) lease: i64,
+    pub(crate) seen: i64,
+    pub(crate) waiting: bool,
+    pub(crate) sent: BTreeMap<u64, Sent>,
+    /// Receipts whose delivery is under way as far as the consumer knows.
+    pub(crate) open: Vec<(Receipt, u8)>,
+    /// Receipts that it thinks are over.
+    pub(crate) old: BTreeSet<(Receipt, u8)>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    pub(crate) etcd: Store,
+    pub(crate) producers: Vec<Producer>,
+    pub(crate) consumers: Vec<Consumer>,
+    pub(crate) adrift: Vec<Plan>,
+    pub(crate) history: History,
+    pub(crate) ledger: Ledger,
+    pub(crate) spent: Spent,
+    lives: i64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Spent {
+    receives: u8,
+    nacks: u8,
+    timeouts: u8,
+    losses: u8,
+    crashes: u8,
+    late: u8,
+    repeats: u8,
+    undefined: u8,
+    hang_ups: u8,
+}
+
+// The ledger follows from etcd's events: it tells no states apart that those do not.
+impl Hash for State {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.etcd, &self.producers, &self.consumers, &self.adrift, &self.history, &self.spent).hash(state);
+    }
+}
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.etcd, &self.producers, &self.consumers, &self.adrift, &self.history, &self.spent)
+            == (&other.etcd, &other.producers, &other.consumers, &other.adrift, &other.history, &other.spent)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    /// A publisher's or consumer's plan reaches etcd.
+    LandPublish(usize, u64),
+    Land(usize, u64),
+    /// The machine hears of it.
+    AnswerPublish(usize, u64),
+    Answer(usize, u64),
+    /// The answer is lost; the plan may land later, or never.
+    LosePublish(usize, u64),
+    Lose(usize, u64),
+    LandAdrift(usize),
+    Repeat(usize),
+    Watch(usize),
+    Receive(usize),
+    HangUp(usize),
+    Ack(usize, usize),
+    Nack(usize, usize),
+    AckOld(usize, Receipt, u8),
+    TimeOut(usize),
+    /// The lease of a consumer's session ends in etcd; its sidecar does not know yet.
+    EndLease(usize),
+    /// It learns of it and goes on with a new session.
+    Notice(usize),
+    Crash(usize),
+    Undefine,
+}
+
+pub(crate) fn queue() -> Name {
+    "q".into()
+}
+
+const NOW: Now = Now { monotonic: 1_000, unix: 1_000 };
+const LATER: Now = Now { monotonic: 100_000, unix: 100_000 };
+const NEVER: u64 = 1 << 40;
+const NACK: u64 = 1 << 32;
+
+impl World {
+    fn settings(&self) -> Settings {
+        Settings {
+            mode: Mode::WorkQueue,
+            partitions: 1,
+            ordering: Ordering::None,
+            visibility: 30_000,
+            max_deliveries: self.bounds.max_deliveries,
+            backoff: vec![],
+            dead_letter_queue: None,
+            dead_letter_retention: NEVER,
+            retention_age: NEVER,
+            retention_bytes: 1 << 30,
+            on_full: OnFull::Refuse,
+            max_message_bytes: 1 << 20,
+            dedup_window: NEVER,
+        }
+    }
+
+    fn start(&self) -> State {
+        let mut state = State {
+            etcd: Store::with_history(),
+            producers: vec![],
+            consumers: vec![],
+            adrift: vec![],
+            history: History::default(),
+            ledger: Ledger::new(0),
+            spent: Spent::default(),
+            lives: 0,
+        };
+        let settings = concordat_protocol::Settings::Queue(self.settings());
+        let record = Definition { uid: "u".into(), generation: 1, settings };
+        state.land(&Plan::new().put(definition(&queue()), record, Lease::Forever));
+        for index in 0..self.bounds.publishers {
+            let (session, lease) = state.open_session();
+            let machine = Publisher::new(queue(), self.settings(), 2, session, 1);
+            let bodies = (0..self.bounds.messages).map(|message| (index as u8) * 10 + message).collect();
+            state.producers.push(Producer { machine, lease, sent: BTreeMap::new(), bodies, doubtful: false });
+        }
+        if self.bounds.stored > 0 {
+            let (session, _) = state.open_session();
+            let mut machine = Publisher::new(queue(), self.settings(), 2, session, 1);
+            let offers = (0..self.bounds.stored).map(|body| offer(100 + body, false)).collect();
+            machine.step(publish::Input::Offer(0, offers));
+            for effect in machine.step(publish::Input::Pump) {
+                let publish::Effect::Commit(_, plan) = effect else { continue };
+                let answer = state.land(&plan);
+                for place in 0..self.bounds.stored {
+                    let body = vec![100 + place];
+                    state.history.attempted.insert(body.clone(), 1);
+                    let at = offset(answer.revision, u32::from(place));
+                    state.history.stored.entry(body).or_default().insert((0, at));
+                }
+            }
+        }
+        for _ in 0..self.bounds.consumers {
+            let consumer = self.consumer(&mut state);
+            state.consumers.push(consumer);
+        }
+        for index in 0..self.bounds.publishers {
+            self.offer(&mut state, index);
+        }
+        state
+    }
+
+    fn consumer(&self, state: &mut State) -> Consumer {
+        let (session, lease) = state.open_session();
+        let mut machine = Delivery::new(queue(), self.settings(), 2, state.lives as u64 * 1000);
+        let entries = entries(&state.etcd, &Range::Queue(queue()));
+        let revision = state.etcd.revision();
+        machine.step(delivery::Input::Session(Some((session.clone(), u64::MAX))), NOW);
+        machine.step(delivery::Input::Snapshot(revision, entries), NOW);
+        Consumer {
+            machine,
+            session,
+            lease,
+            seen: revision,
+            waiting: false,
+            sent: BTreeMap::new(),
+            open: vec![],
+            old: BTreeSet::new(),
+        }
+    }
+
+    fn offer(&self, state: &mut State, index: usize) {
+        let producer = &mut state.producers[index];
+        let once = self.bounds.repeats > 0;
+        let offers = producer.bodies.iter().map(|body| offer(*body, once)).collect();
+        for body in &producer.bodies {
+            *state.history.attempted.entry(vec![*body]).or_default() += 1;
+            if once {
+                state.history.once.insert(vec![*body]);
+            }
+        }
+        let mut effects = producer.machine.step(publish::Input::Offer(0, offers));
+        effects.extend(producer.machine.step(publish::Input::Pump));
+        self.published(state, index, effects);
+    }
+
+    fn published(&self, state: &mut State, index: usize, effects: Vec<publish::Effect>) {
+        for effect in effects {
+            match effect {
+                publish::Effect::Commit(tag, plan) => {
+                    let sent = Sent::Flying(vec![self.plant(plan)]);
+                    state.producers[index].sent.insert(tag, sent);
+                }
+                publish::Effect::Reply(_, results) => {
+                    let producer = &mut state.producers[index];
+                    for (body, result) in producer.bodies.clone().into_iter().zip(results) {
+                        let body = vec![body];
+                        match result {
+                            Published::Stored { partition, revision, index, .. } => {
+                                let at = (partition, offset(revision, index));
+                                state.history.stored.entry(body).or_default().insert(at);
+                            }
+                            Published::Unknown => producer.doubtful = true,
+                            _ if producer.doubtful => {}
+                            _ => {
+                                state.history.refused.insert(body);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn consumed(&self, state: &mut State, index: usize, input: delivery::Input, now: Now) {
+        let mut effects = state.consumers[index].machine.step(input, now);
+        effects.extend(state.consumers[index].machine.step(delivery::Input::Pump, now));
+        let consumer = &mut state.consumers[index];
+        for effect in effects {
+            match effect {
+                delivery::Effect::Commit(tag, plan) => {
+                    let plans = self.split(self.plant(plan));
+                    consumer.sent.insert(tag, Sent::Flying(plans));
+                }
+                delivery::Effect::Deliver(_, messages) => {
+                    consumer.waiting = false;
+                    for Delivered { segment, receipt, .. } in messages {
+                        let body = segment.messages[receipt.place as usize].body.clone();
+                        let at = offset(receipt.segment.revision, receipt.place);
+                        let delivery = (body.clone(), at, receipt.delivery);
+                        *state.history.delivered.entry(delivery).or_default() += 1;
+                        consumer.open.push((receipt, body[0]));
+                    }
+                }
+                delivery::Effect::Settled(ticket, Status::Ok) if ticket < NACK => {
+                    state.history.acked.insert((vec![(ticket % 256) as u8], (ticket / 256) as u32));
+                }
+                delivery::Effect::Settled(..) => {}
+            }
+        }
+    }
+
+    /// Takes a compare or a part away from a plan.
+    fn plant(&self, mut plan: Plan) -> Plan {
+        let takes = plan.writes.iter().any(|write| matches!(write, Write::Put(Key::Claim { .. }, ..)));
+        let publishes = plan.writes.iter().any(|write| matches!(write, Write::Put(_, Record::Segment(_), _)));
+        let settles = !takes && !publishes && !plan.writes.is_empty();
+        let planted = self.planted;
+        plan.compares.retain(|compare| {
+            let dropped = match compare.key {
+                Key::Progress { .. } => {
+                    takes && planted == Planted::TakeUnguarded
+                        || settles && planted == Planted::SettleUnguarded
+                }
+                Key::Claim { .. } => settles && planted == Planted::SettleWithoutClaim,
+                Key::Definition { .. } => publishes && planted == Planted::DefinitionUnguarded,
+                Key::Dedup { .. } => publishes && planted == Planted::DedupUnguarded,
+                _ => false,
+            };
+            !dropped
+        });
+        if takes && planted == Planted::CountedAfter {
+            plan.writes.retain(|write| !matches!(write, Write::Put(Key::Progress { .. }, ..)));
+        }
+        plan
+    }
+
+    fn split(&self, mut plan: Plan) -> Vec<Plan> {
+        let dead = |write: &Write| matches!(write, Write::Put(Key::Dead { .. }, ..));
+        if self.planted != Planted::BuriedLater || !plan.writes.iter().any(dead) {
+            return vec![plan];
+        }
+        let (later, now) = plan.writes.into_iter().partition(dead);
+        plan.writes = now;
+        vec![plan, Plan { writes: later, ..Plan::default() }]
+    }
+
+    fn receipt(&self, receipt: Receipt, consumer: &Consumer) -> Receipt {
+        let current = consumer.open.iter().find(|(open, _)| open.place == receipt.place && *open != receipt);
+        match current {
+            Some((current, _)) if self.planted == Planted::ReceiptWithoutDelivery => current.clone(),
+            _ => receipt,
+        }
+    }
+
+    fn settle(&self, state: &mut State, index: usize, (receipt, body): (Receipt, u8), verdict: Verdict) {
+        if verdict == Verdict::Ack {
+            state.history.ack_asked.insert((vec![body], receipt.delivery));
+        }
+        let ack = if verdict == Verdict::Ack { 0 } else { NACK };
+        let ticket = ack + u64::from(body) + 256 * u64::from(receipt.delivery);
+        let receipt = self.receipt(receipt, &state.consumers[index]);
+        self.consumed(state, index, delivery::Input::Settle(Some(ticket), receipt, verdict), NOW);
+    }
+}
+
+fn offer(body: u8, once: bool) -> Offer {
+    let message = Message { body: vec![body], expires: NEVER, ..Message::default() };
+    Offer { message, not_before: 0, producer: once.then(|| format!("p/{body}").into()) }
+}
+
+fn entry((key, item): (&Key, &Item<Record>)) -> Entry {
+    Entry {
+        key: key.clone(),
+        record: item.value.clone(),
+        create_revision: item.create_revision,
+        mod_revision: item.mod_revision,
+    }
+}
+
+fn entries(etcd: &Store, range: &Range) -> Vec<Entry> {
+    etcd.range(range).map(entry).collect()
+}
+
+fn change(event: &Event<Key, Record>) -> Change {
+    match &event.item {
+        Some(item) => Change::Put(entry((&event.key, item))),
+        None => Change::Deleted(event.key.clone(), event.revision),
+    }
+}
+
+impl State {
+    fn open_session(&mut self) -> (SessionId, i64) {
+        self.lives += 1;
+        let session: SessionId = format!("s{}", self.lives).into();
+        self.etcd.grant(self.lives).expect("space");
+        let record = Session { pod: String::new(), app: App::from("a"), accepts: true };
+        self.land(&Plan::new().put(Key::Session(session.clone()), record, Lease::Forever));
+        (session, self.lives)
+    }
+
+    /// Runs a plan on etcd, lowered as the store lowers it, and lets the ledger see what it did.
+    fn land(&mut self, plan: &Plan) -> Answer {
+        let before = self.etcd.revision();
+        let lease = |lease: &Lease| match lease {
+            Lease::Session(session) => session.as_str()[1..].parse().expect("a number"),
+            _ => 0,
+        };
+        let mut txn: Txn<Key, Range, Record> = Txn { compares: plan.compares.clone(), ..Txn::default() };
+        for guard in plan.lease_guards().into_iter().filter(|guard| matches!(guard, Key::Session(_))) {
+            let (target, relation) = (Target::CreateRevision, Relation::Greater);
+            txn.compares.push(Compare { key: guard, target, relation, value: 0 });
+        }
+        for write in &plan.writes {
+            txn.then.push(match write {
+                Write::Put(key @ Key::Session(session), value, _) => {
+                    let lease = session.as_str()[1..].parse().expect("a number");
+                    Op::Put { key: key.clone(), value: value.clone(), lease }
+                }
+                Write::Put(key, value, of) => {
+                    Op::Put { key: key.clone(), value: value.clone(), lease: lease(of) }
+                }
+                Write::Delete(range) => Op::Delete(range.clone()),
+            });
+        }
+        txn.then.extend(plan.reads.iter().cloned().map(Op::Get));
+        txn.or_else.extend(plan.otherwise.iter().cloned().map(Op::Get));
+        let answer = self.etcd.txn(&txn).expect("a well-formed plan");
+        let reads = answer.answers.into_iter().filter_map(|answer| match answer {
+            OpAnswer::Got(found) => Some(found.iter().map(|(key, item)| entry((key, item))).collect()),
+            _ => None,
+        });
+        let answer = Answer { held: answer.held, revision: self.etcd.revision(), reads: reads.collect() };
+        self.record(before);
+        answer
+    }
+
+    fn record(&mut self, since: i64) {
+        let changes: Vec<Change> = self.etcd.since(since, &Range::All).map(change).collect();
+        if !changes.is_empty() {
+            self.ledger.apply(self.etcd.revision(), &changes);
+        }
+    }
+
+    fn end_lease(&mut self, lease: i64) {
+        let before = self.etcd.revision();
+        self.etcd.end_lease(lease);
+        self.record(before);
+    }
+}
+
+/// Lands what of a plan is still to land; the first part's answer counts.
+fn landed(state: &mut State, plans: &[Plan]) -> Answer {
+    let mut plans = plans.iter();
+    let first = plans.next().expect("a plan");
+    let answer = state.land(first);
+    // Parts of a split plan are apart: the second is one more plan on its way.
+    if answer.held {
+        state.adrift.extend(plans.cloned());
+    }
+    answer
+}
+
+impl Model for World {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![self.start()]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        let (bounds, spent) = (&self.bounds, &state.spent);
+        for (index, producer) in state.producers.iter().enumerate() {
+            for (tag, sent) in &producer.sent {
+                match sent {
+                    Sent::Flying(_) => {
+                        actions.push(Action::LandPublish(index, *tag));
+                        if spent.late < bounds.late {
+                            actions.push(Action::LosePublish(index, *tag));
+                        }
+                    }
+                    Sent::Landed(_) => actions.push(Action::AnswerPublish(index, *tag)),
+                }
+            }
+            if spent.repeats < bounds.repeats && producer.machine.idle() {
+                actions.push(Action::Repeat(index));
+            }
+        }
+        for (index, consumer) in state.consumers.iter().enumerate() {
+            for (tag, sent) in &consumer.sent {
+                match sent {
+                    Sent::Flying(_) => {
+                        actions.push(Action::Land(index, *tag));
+                        if spent.late < bounds.late {
+                            actions.push(Action::Lose(index, *tag));
+                        }
+                    }
+                    Sent::Landed(_) => actions.push(Action::Answer(index, *tag)),
+                }
+            }
+            if consumer.seen < state.etcd.revision() {
+                actions.push(Action::Watch(index));
+            }
+            if !consumer.waiting && spent.receives < bounds.receives {
+                actions.push(Action::Receive(index));
+            }
+            if consumer.waiting && spent.hang_ups < bounds.hang_ups {
+                actions.push(Action::HangUp(index));
+            }
+            for (place, _) in consumer.open.iter().enumerate() {
+                actions.push(Action::Ack(index, place));
+                if spent.nacks < bounds.nacks {
+                    actions.push(Action::Nack(index, place));
+                }
+            }
+            for (receipt, body) in &consumer.old {
+                actions.push(Action::AckOld(index, receipt.clone(), *body));
+            }
+            if !consumer.open.is_empty() && spent.timeouts < bounds.timeouts {
+                actions.push(Action::TimeOut(index));
+            }
+            if state.etcd.leased(consumer.lease) {
+                if spent.losses < bounds.losses {
+                    actions.push(Action::EndLease(index));
+                }
+            } else {
+                actions.push(Action::Notice(index));
+            }
+            if spent.crashes < bounds.crashes {
+                actions.push(Action::Crash(index));
+            }
+        }
+        for index in 0..state.adrift.len() {
+            actions.push(Action::LandAdrift(index));
+        }
+        if spent.undefined < bounds.undefined {
+            actions.push(Action::Undefine);
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        match action {
+            Action::LandPublish(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.producers[index].sent.remove(&tag) else { return None };
+                let answer = landed(&mut state, &plans);
+                state.producers[index].sent.insert(tag, Sent::Landed(answer));
+            }
+            Action::Land(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
+                let answer = landed(&mut state, &plans);
+                state.consumers[index].sent.insert(tag, Sent::Landed(answer));
+            }
+            Action::AnswerPublish(index, tag) => {
+                let Some(Sent::Landed(answer)) = state.producers[index].sent.remove(&tag) else {
+                    return None;
+                };
+                let done = publish::Input::Done(tag, Outcome::Answered(answer));
+                let effects = state.producers[index].machine.step(done);
+                self.published(&mut state, index, effects);
+            }
+            Action::Answer(index, tag) => {
+                let Some(Sent::Landed(answer)) = state.consumers[index].sent.remove(&tag) else {
+                    return None;
+                };
+                self.consumed(&mut state, index, delivery::Input::Done(tag, Outcome::Answered(answer)), NOW);
+            }
+            Action::LosePublish(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.producers[index].sent.remove(&tag) else { return None };
+                state.adrift.extend(plans);
+                state.spent.late += 1;
+                let done = publish::Input::Done(tag, Outcome::Unknown);
+                let effects = state.producers[index].machine.step(done);
+                self.published(&mut state, index, effects);
+            }
+            Action::Lose(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
+                state.adrift.extend(plans);
+                state.spent.late += 1;
+                self.consumed(
+                    &mut state,
+                    index,
+                    delivery::Input::Done(tag, Outcome::Unknown),
+                    LATER_A_LITTLE,
+                );
+            }
+            Action::LandAdrift(index) => {
+                let plan = state.adrift.remove(index);
+                state.land(&plan);
+            }
+            Action::Repeat(index) => {
+                state.spent.repeats += 1;
+                self.offer(&mut state, index);
+            }
+            Action::Watch(index) => {
+                let consumer = &state.consumers[index];
+                let range = consumer.machine.range();
+                let mut changes: Vec<Change> = state.etcd.since(consumer.seen, &range).map(change).collect();
+                if self.planted == Planted::DeafToClaims {
+                    changes.retain(|change| !matches!(change, Change::Deleted(Key::Claim { .. }, _)));
+                }
+                state.consumers[index].seen = state.etcd.revision();
+                self.consumed(&mut state, index, delivery::Input::Changed(changes), NOW);
+            }
+            Action::Receive(index) => {
+                state.spent.receives += 1;
+                state.consumers[index].waiting = true;
+                let input = delivery::Input::Receive(index as u64, self.bounds.max, 30_000);
+                self.consumed(&mut state, index, input, NOW);
+            }
+            Action::HangUp(index) => {
+                state.spent.hang_ups += 1;
+                state.consumers[index].waiting = false;
+                self.consumed(&mut state, index, delivery::Input::GiveUp(index as u64), NOW);
+            }
+            Action::Ack(index, place) => {
+                let open = state.consumers[index].open.remove(place);
+                self.settle(&mut state, index, open, Verdict::Ack);
+            }
+            Action::Nack(index, place) => {
+                state.spent.nacks += 1;
+                let open = state.consumers[index].open.remove(place);
+                state.consumers[index].old.insert(open.clone());
+                let reason = String::new();
+                let verdict = Verdict::Nack { delay: None, reason, dead_letter: false };
+                self.settle(&mut state, index, open, verdict);
+            }
+            Action::AckOld(index, receipt, body) => {
+                state.consumers[index].old.remove(&(receipt.clone(), body));
+                self.settle(&mut state, index, (receipt, body), Verdict::Ack);
+            }
+            Action::TimeOut(index) => {
+                state.spent.timeouts += 1;
+                let open = std::mem::take(&mut state.consumers[index].open);
+                state.consumers[index].old.extend(open);
+                self.consumed(&mut state, index, delivery::Input::Pump, LATER);
+            }
+            Action::EndLease(index) => {
+                state.spent.losses += 1;
+                state.end_lease(state.consumers[index].lease);
+            }
+            Action::Notice(index) => {
+                let (session, lease) = state.open_session();
+                let consumer = &mut state.consumers[index];
+                (consumer.session, consumer.lease) = (session.clone(), lease);
+                let open = std::mem::take(&mut consumer.open);
+                consumer.old.extend(open);
+                let input = delivery::Input::Session(Some((session, u64::MAX)));
+                self.consumed(&mut state, index, input, NOW);
+            }
+            Action::Crash(index) => {
+                state.spent.crashes += 1;
+                let fresh = self.consumer(&mut state);
+                let old = std::mem::replace(&mut state.consumers[index], fresh);
+                for sent in old.sent.into_values() {
+                    if let Sent::Flying(plans) = sent {
+                        state.adrift.extend(plans);
+                    }
+                }
+                // Its consumer may still answer, to the sidecar that came instead.
+                state.consumers[index].old.extend(old.open);
+                state.end_lease(old.lease);
+            }
+            Action::Undefine => {
+                state.spent.undefined += 1;
+                let plan = Plan::new().delete(definition(&queue()));
+                state.land(&plan);
+            }
+        }
+        state.adrift.sort();
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("q1 to q8", |world: &World, state: &State| {
+                invariant::all(&state.history, &state.ledger, &queue(), world.bounds.max_deliveries).is_ok()
+            }),
+            Property::always("no consumer waits while a message is ready", |_, state: &State| {
+                !state.consumers.iter().any(|consumer| state.starved(consumer))
+            }),
+            Property::sometimes("all is acknowledged", |_, state: &State| {
+                let account = state.ledger.account(&queue());
+                account.published > 0 && account.acknowledged == account.published
+            }),
+        ]
+    }
+}
+
+const LATER_A_LITTLE: Now = Now { monotonic: 0, unix: 1_000 };
+
+impl State {
+    /// Whether a consumer waits for what it should have been given: nothing is under way for it or will be.
+    fn starved(&self, consumer: &Consumer) -> bool {
+        let current = consumer.seen == self.etcd.revision() && self.etcd.leased(consumer.lease);
+        let resting = consumer.sent.is_empty() && consumer.machine.wake().is_none_or(|wake| wake > 20_000);
+        let defined = self.etcd.get(&definition(&queue())).is_some();
+        current && resting && defined && consumer.waiting && self.ledger.account(&queue()).ready > 0
+    }
+}
+
+/// Explores breadth first, so that a counterexample is a shortest one.
+pub(crate) fn explore(bounds: Bounds, planted: Planted) -> impl stateright::Checker<World> {
+    use stateright::Checker as _;
+    World { bounds, planted }.checker().spawn_bfs().join()
+}
