@@ -145,6 +145,8 @@ pub enum Range {
     Locks,
     /// Everything of one Queue.
     Queue(Name),
+    /// The segments, progress records and claims of one Queue: what its consumers watch.
+    Live(Name),
     /// The segments of one Queue.
     Segments(Name),
     /// The progress records of one Queue.
@@ -197,6 +199,10 @@ impl Range {
                 | Key::Dead { queue, .. }
                 | Key::Dedup { queue, .. },
             )
+            | (
+                Self::Live(name),
+                Key::Segment { queue, .. } | Key::Progress { queue, .. } | Key::Claim { queue, .. },
+            )
             | (Self::Segments(name), Key::Segment { queue, .. })
             | (Self::Progresses(name), Key::Progress { queue, .. })
             | (Self::Claims(name), Key::Claim { queue, .. })
@@ -223,6 +229,9 @@ impl Range {
             }
             (Self::Locks, Self::Lock(_)) | (Self::Lock(_), Self::Locks) => true,
             (Self::Queue(a), b) | (b, Self::Queue(a)) => b.queue() == Some(a),
+            (Self::Live(a), b) | (b, Self::Live(a)) => {
+                b.queue() == Some(a) && !matches!(b, Self::DeadLetters(_))
+            }
             (Self::Claims(a), Self::ClaimsOf(b, ..)) | (Self::ClaimsOf(b, ..), Self::Claims(a)) => a == b,
             (a, b) => a == b,
         }
@@ -231,6 +240,7 @@ impl Range {
     fn queue(&self) -> Option<&Name> {
         match self {
             Self::Queue(name)
+            | Self::Live(name)
             | Self::Segments(name)
             | Self::Progresses(name)
             | Self::Claims(name)

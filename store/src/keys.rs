@@ -14,9 +14,9 @@
 //! /concordat/<ns>/tx/<id>
 //! /concordat/<ns>/done/<id>
 //! /concordat/<ns>/lock/<name>/<key>/holder
-//! /concordat/<ns>/queue/<name>/seg/<partition>/<segment>
-//! /concordat/<ns>/queue/<name>/ack/<partition>/<segment>
-//! /concordat/<ns>/queue/<name>/claim/<partition>/<segment>/<sid>/<number>
+//! /concordat/<ns>/queue/<name>/live/seg/<partition>/<segment>
+//! /concordat/<ns>/queue/<name>/live/ack/<partition>/<segment>
+//! /concordat/<ns>/queue/<name>/live/claim/<partition>/<segment>/<sid>/<number>
 //! /concordat/<ns>/queue/<name>/dead/<partition>/<segment>/<index>
 //! /concordat/<ns>/queue/<name>/dedup/<producer>
 //! /concordat/<ns>/stat/<kind>/<name>/<sid>
@@ -76,13 +76,13 @@ pub fn encode(namespace: &str, key: &Key) -> Vec<u8> {
             text.literal("lock").text(lock.as_str()).text(key.as_str()).literal("holder")
         }
         Key::Segment { queue, partition, segment } => {
-            text.queue(queue.as_str(), "seg").partition(*partition).segment(segment)
+            text.queue(queue.as_str(), "live/seg").partition(*partition).segment(segment)
         }
         Key::Progress { queue, partition, segment } => {
-            text.queue(queue.as_str(), "ack").partition(*partition).segment(segment)
+            text.queue(queue.as_str(), "live/ack").partition(*partition).segment(segment)
         }
         Key::Claim { queue, partition, segment, session, number } => text
-            .queue(queue.as_str(), "claim")
+            .queue(queue.as_str(), "live/claim")
             .partition(*partition)
             .segment(segment)
             .text(session.as_str())
@@ -135,11 +135,12 @@ pub fn range(namespace: &str, range: &Range) -> (Vec<u8>, Vec<u8>) {
         Range::Lock(name) => text.literal("lock").text(name.as_str()),
         Range::Locks => text.literal("lock"),
         Range::Queue(name) => text.literal("queue").text(name.as_str()),
-        Range::Segments(name) => text.queue(name.as_str(), "seg"),
-        Range::Progresses(name) => text.queue(name.as_str(), "ack"),
-        Range::Claims(name) => text.queue(name.as_str(), "claim"),
+        Range::Live(name) => text.queue(name.as_str(), "live"),
+        Range::Segments(name) => text.queue(name.as_str(), "live/seg"),
+        Range::Progresses(name) => text.queue(name.as_str(), "live/ack"),
+        Range::Claims(name) => text.queue(name.as_str(), "live/claim"),
         Range::ClaimsOf(name, partition, segment) => {
-            text.queue(name.as_str(), "claim").partition(*partition).segment(segment)
+            text.queue(name.as_str(), "live/claim").partition(*partition).segment(segment)
         }
         Range::DeadLetters(name) => text.queue(name.as_str(), "dead"),
         Range::Stats(kind, name) => text.literal("stat").literal(kind_text(*kind)).text(name.as_str()),
@@ -301,21 +302,25 @@ impl<'a> Parts<'a> {
     }
     fn queue(&mut self) -> Result<Key, Why> {
         let (queue, part) = (self.id()?, self.raw()?);
-        if part == "dedup" {
-            return Ok(Key::Dedup { queue, producer: self.id()? });
-        }
+        let live = match part {
+            "dedup" => return Ok(Key::Dedup { queue, producer: self.id()? }),
+            "live" => Some(self.raw()?),
+            _ => None,
+        };
         let (partition, segment) = (self.partition()?, self.segment()?);
-        match part {
-            "seg" => Ok(Key::Segment { queue, partition, segment }),
-            "ack" => Ok(Key::Progress { queue, partition, segment }),
-            "claim" => Ok(Key::Claim {
+        match live.unwrap_or(part) {
+            "seg" if live.is_some() => Ok(Key::Segment { queue, partition, segment }),
+            "ack" if live.is_some() => Ok(Key::Progress { queue, partition, segment }),
+            "claim" if live.is_some() => Ok(Key::Claim {
                 queue,
                 partition,
                 segment,
                 session: self.id()?,
                 number: number(self.raw()?)?,
             }),
-            "dead" => Ok(Key::Dead { queue, partition, segment, index: number(self.raw()?)? }),
+            "dead" if live.is_none() => {
+                Ok(Key::Dead { queue, partition, segment, index: number(self.raw()?)? })
+            }
             _ => Err("no such part of a queue"),
         }
     }

@@ -90,7 +90,7 @@ pub enum Input {
     DeadLetters(Option<(Name, i64, Millis)>),
     /// The sidecar's session and until when (monotonic) it is believed alive; `None` when it is not.
     Session(Option<(SessionId, Millis)>),
-    /// All of the queue's keys at a revision.
+    /// All there is in [`Delivery::range`] at a revision.
     Snapshot(i64, Vec<Entry>),
     /// Later changes: whole revisions, in their order.
     Changed(Vec<Change>),
@@ -491,8 +491,8 @@ impl Delivery {
         }
     }
 
-    /// What to watch: everything of the queue.
+    /// What to watch.
     pub fn range(&self) -> Range {
-        Range::Queue(self.queue.clone())
+        Range::Live(self.queue.clone())
     }
 }

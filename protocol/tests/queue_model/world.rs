@@ -270,7 +270,7 @@ impl World {
     fn consumer(&self, state: &mut State) -> Consumer {
         let (session, lease) = state.open_session();
         let mut machine = Delivery::new(queue(), self.settings(), 2, state.lives as u64 * 1000);
-        let entries = entries(&state.etcd, &Range::Queue(queue()));
+        let entries = entries(&state.etcd, &machine.range());
         let revision = state.etcd.revision();
         machine.step(delivery::Input::Session(Some((session.clone(), u64::MAX))), NOW);
         machine.step(delivery::Input::Snapshot(revision, entries), NOW);

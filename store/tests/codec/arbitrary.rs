@@ -98,6 +98,7 @@ pub(crate) fn range() -> impl Strategy<Value = Range> {
         id().prop_map(Range::Progresses),
         id().prop_map(Range::Claims),
         place().prop_map(|(queue, partition, segment)| Range::ClaimsOf(queue, partition, segment)),
+        id().prop_map(Range::Live),
         id().prop_map(Range::DeadLetters),
         (kind(), id()).prop_map(|(kind, name)| Range::Stats(kind, name)),
         Just(Range::All),
@@ -123,10 +124,15 @@ pub(crate) fn ranges_of(key: &Key) -> Vec<Range> {
         Key::Transaction(_) => vec![Range::Transactions],
         Key::Done(_) => vec![Range::Finished],
         Key::Holder { lock, .. } => vec![Range::Lock(lock), Range::Locks],
-        Key::Segment { queue, .. } => vec![Range::Queue(queue.clone()), Range::Segments(queue)],
-        Key::Progress { queue, .. } => vec![Range::Queue(queue.clone()), Range::Progresses(queue)],
+        Key::Segment { queue, .. } => {
+            vec![Range::Queue(queue.clone()), Range::Live(queue.clone()), Range::Segments(queue)]
+        }
+        Key::Progress { queue, .. } => {
+            vec![Range::Queue(queue.clone()), Range::Live(queue.clone()), Range::Progresses(queue)]
+        }
         Key::Claim { queue, partition, segment, .. } => vec![
             Range::Queue(queue.clone()),
+            Range::Live(queue.clone()),
             Range::Claims(queue.clone()),
             Range::ClaimsOf(queue, partition, segment),
         ],

@@ -100,8 +100,8 @@ fn fuzz_decode() {
         "/concordat/ns/inbox/app/s/",
         "/concordat/ns/inbox/app/-/work/",
         "/concordat/ns/lock/l/",
-        "/concordat/ns/queue/q/seg/",
-        "/concordat/ns/queue/q/claim/00001/s:1:2:3/",
+        "/concordat/ns/queue/q/live/seg/",
+        "/concordat/ns/queue/q/live/claim/00001/s:1:2:3/",
         "/concordat/ns/queue/q/dead/00001/s:1:2:3/",
         "/concordat/ns/stat/queue/q/",
     ];
@@ -153,11 +153,11 @@ fn the_text_is_as_designed() {
         (Key::Holder { lock: "orders".into(), key: "-".into() }, "/concordat/ns/lock/orders/%2D/holder"),
         (
             Key::Segment { queue: "q".into(), partition: 3, segment: segment() },
-            "/concordat/ns/queue/q/seg/00003/s1:7:3:120",
+            "/concordat/ns/queue/q/live/seg/00003/s1:7:3:120",
         ),
         (
             Key::Progress { queue: "q".into(), partition: 100_000, segment: segment() },
-            "/concordat/ns/queue/q/ack/100000/s1:7:3:120",
+            "/concordat/ns/queue/q/live/ack/100000/s1:7:3:120",
         ),
         (
             Key::Claim {
@@ -167,7 +167,7 @@ fn the_text_is_as_designed() {
                 session: "s2".into(),
                 number: 9,
             },
-            "/concordat/ns/queue/q/claim/00000/s1:7:3:120/s2/9",
+            "/concordat/ns/queue/q/live/claim/00000/s1:7:3:120/s2/9",
         ),
         (
             Key::Dead { queue: "q".into(), partition: 0, segment: segment(), index: 2 },
@@ -204,11 +204,11 @@ fn refusals_say_what_is_wrong() {
         ("/concordat/ns/tx/%FF", "not UTF-8"),
         ("/concordat/ns/inbox/a/-/answer/1/b", "answer for nobody"),
         ("/concordat/ns/def/pod/x", "no such kind"),
-        ("/concordat/ns/queue/q/seg/3/s:1:1:1", "five digits"),
-        ("/concordat/ns/queue/q/seg/000003/s:1:1:1", "plain decimal"),
-        ("/concordat/ns/queue/q/seg/00003/s:01:1:1", "plain decimal"),
-        ("/concordat/ns/queue/q/seg/00003/s:1:1:4294967296", "too large"),
-        ("/concordat/ns/queue/q/seg/00003/s:1:1", "session:number:messages:bytes"),
+        ("/concordat/ns/queue/q/live/seg/3/s:1:1:1", "five digits"),
+        ("/concordat/ns/queue/q/live/seg/000003/s:1:1:1", "plain decimal"),
+        ("/concordat/ns/queue/q/live/seg/00003/s:01:1:1", "plain decimal"),
+        ("/concordat/ns/queue/q/live/seg/00003/s:1:1:4294967296", "too large"),
+        ("/concordat/ns/queue/q/live/seg/00003/s:1:1", "session:number:messages:bytes"),
         ("/concordat/other/tx/1", "another namespace"),
     ] {
         let error = decode("ns", text.as_bytes()).unwrap_err();

@@ -83,6 +83,8 @@ impl Delivery {
         }
         if gone {
             self.finish(at, Vec::new(), effects);
+        } else if let Some(segment) = self.segments.get_mut(&at) {
+            segment.lost.clear();
         }
     }
 
@@ -115,6 +117,9 @@ impl Delivery {
             return grants.into_iter().rev().for_each(|(waiting, _)| self.wait_again(waiting));
         };
         segment.advance(fates, answer.revision);
+        if segment.lost.contains(&claim) {
+            return grants.into_iter().rev().for_each(|(waiting, _)| self.wait_again(waiting));
+        }
         segment.claims.insert(claim.clone(), places);
         let believed = believed.filter(|until| *until > now.monotonic);
         for (waiting, granted) in grants.into_iter().rev() {
