@@ -113,7 +113,7 @@ struct Waiting<V, T> {
     number: u64,
     plan: Prepared<V>,
     ticket: Option<T>,
-    /// It may have been applied by an earlier sending: that its compares do not hold now tells nothing.
+    /// It may have been applied by an earlier sending, or still be: that it is refused now tells nothing.
     resent: bool,
 }
 
@@ -489,10 +489,10 @@ impl<V: Clone, T> Flight<V, T> {
 impl<V, T> Waiting<V, T> {
     fn settle(self, result: Result<Answer, CommitError>) -> Settled<T> {
         let result = match result {
-            Ok(answer) if self.resent && !answer.held => Err(CommitError::Unknown(
-                "etcd did not answer at first, and at the second attempt it was done already or no longer possible"
-                    .into(),
-            )),
+            Ok(answer) if answer.held => Ok(answer),
+            _ if self.resent => {
+                Err(CommitError::Unknown("etcd did not answer when it was sent first".into()))
+            }
             result => result,
         };
         Settled { ticket: self.ticket, result, holdings: self.plan.holdings }
