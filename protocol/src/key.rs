@@ -159,6 +159,8 @@ pub enum Range {
     DeadLetters(Name),
     /// The counters of one object.
     Stats(Kind, Name),
+    /// The counters of all objects.
+    AllStats,
     /// Everything of the namespace.
     All,
 }
@@ -179,7 +181,8 @@ impl Range {
             | (Self::Sessions, Key::Session(_))
             | (Self::Transactions, Key::Transaction(_))
             | (Self::Finished, Key::Done(_))
-            | (Self::Locks, Key::Holder { .. }) => true,
+            | (Self::Locks, Key::Holder { .. })
+            | (Self::AllStats, Key::Stat { .. }) => true,
             (Self::Inbox(app), Key::Work { app: of, .. } | Key::Answer { app: of, .. }) => app == of,
             (Self::InboxOf(app, session), Key::Work { app: of, session: to, .. }) => {
                 app == of && session == to
@@ -227,7 +230,10 @@ impl Range {
             (Self::InboxOf(a, s), Self::Answers(b, t, _)) | (Self::Answers(b, t, _), Self::InboxOf(a, s)) => {
                 a == b && s.as_ref() == Some(t)
             }
-            (Self::Locks, Self::Lock(_)) | (Self::Lock(_), Self::Locks) => true,
+            (Self::Locks, Self::Lock(_))
+            | (Self::Lock(_), Self::Locks)
+            | (Self::AllStats, Self::Stats(..))
+            | (Self::Stats(..), Self::AllStats) => true,
             (Self::Queue(a), b) | (b, Self::Queue(a)) => b.queue() == Some(a),
             (Self::Live(a), b) | (b, Self::Live(a)) => {
                 b.queue() == Some(a) && !matches!(b, Self::DeadLetters(_))

@@ -144,6 +144,7 @@ pub fn range(namespace: &str, range: &Range) -> (Vec<u8>, Vec<u8>) {
         }
         Range::DeadLetters(name) => text.queue(name.as_str(), "dead"),
         Range::Stats(kind, name) => text.literal("stat").literal(kind_text(*kind)).text(name.as_str()),
+        Range::AllStats => text.literal("stat"),
     };
     text.prefix()
 }

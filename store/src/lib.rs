@@ -2,6 +2,7 @@
 //!
 //! The only crate that knows etcd.
 
+mod admin;
 pub mod batch;
 mod clock;
 mod config;
@@ -20,6 +21,7 @@ pub mod version;
 mod watch;
 mod wire;
 
+pub use admin::{Admin, AdminConfig};
 pub use clock::Clock;
 pub use config::{Config, Tls};
 pub use error::{CommitError, ConnectError};

@@ -101,6 +101,7 @@ pub(crate) fn range() -> impl Strategy<Value = Range> {
         id().prop_map(Range::Live),
         id().prop_map(Range::DeadLetters),
         (kind(), id()).prop_map(|(kind, name)| Range::Stats(kind, name)),
+        Just(Range::AllStats),
         Just(Range::All),
     ]
 }
@@ -138,7 +139,7 @@ pub(crate) fn ranges_of(key: &Key) -> Vec<Range> {
         ],
         Key::Dead { queue, .. } => vec![Range::Queue(queue.clone()), Range::DeadLetters(queue)],
         Key::Dedup { queue, .. } => vec![Range::Queue(queue)],
-        Key::Stat { kind, name, .. } => vec![Range::Stats(kind, name)],
+        Key::Stat { kind, name, .. } => vec![Range::Stats(kind, name), Range::AllStats],
     });
     ranges
 }
