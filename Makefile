@@ -37,8 +37,9 @@ fuzz: ## The fuzz targets for longer: FUZZ_SECONDS each, 60 unless set
 
 .PHONY: bench
 bench: ## Measures the sidecars beside etcd's own lock service and plain puts; writes docs/benchmarks.md
-	cargo build --locked --release -p concordat-sidecar -p concordat-tests --bins
-	$(RELEASE)/bench
+	cargo build --locked --release -p concordat-sidecar --bin concordat-sidecar
+	cargo build --locked --release -p concordat-tests --bin bench
+	$(RELEASE)/bench --output docs/benchmarks.md
 
 .PHONY: crds
 crds: ## Writes crds/*.yaml anew from the Rust types

@@ -1,5 +1,6 @@
 //! Harness, scenarios, faults and benchmarks on real parts.
 
+pub mod bench;
 pub mod etcd;
 pub mod history;
 pub mod kube;
