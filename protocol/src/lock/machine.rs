@@ -9,7 +9,7 @@ mod landing;
 use std::collections::VecDeque;
 
 use super::{Caller, Effect, Found, Holder, Input, Rejected, Reply, Request, Rival, Token};
-use crate::{Lease, Millis, Name, Now, SessionId};
+use crate::{Millis, Name, Now, SessionId};
 
 /// How long after a plan failed the next is tried, milliseconds.
 pub const RETRY: Millis = 100;
@@ -79,10 +79,6 @@ enum End {
 }
 
 impl Grant {
-    fn lease(&self) -> Lease {
-        Lease::Ttl(self.holder.session.clone(), self.ttl)
-    }
-
     /// When it ends as far as is known.
     fn end(&self) -> Millis {
         self.until.min(self.believed)
@@ -131,11 +127,12 @@ impl Machine {
         Ok(effects)
     }
 
-    /// The lease whose belief matters now: that of the grant, or of what is being tried.
-    pub fn lease(&self) -> Option<Lease> {
+    /// The session and time to live of the lease whose belief matters now: that of the grant, or of what is being
+    /// tried.
+    pub fn lease(&self) -> Option<(SessionId, Millis)> {
         match &self.phase {
-            Phase::Trying { holder, ttl, .. } => Some(Lease::Ttl(holder.session.clone(), *ttl)),
-            Phase::Held(grant) => Some(grant.lease()),
+            Phase::Trying { holder, ttl, .. } => Some((holder.session.clone(), *ttl)),
+            Phase::Held(grant) => Some((grant.holder.session.clone(), grant.ttl)),
             Phase::Idle | Phase::Freeing { .. } => None,
         }
     }

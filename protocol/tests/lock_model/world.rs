@@ -417,8 +417,8 @@ impl World {
     /// Until when the sidecar believes in the lease that its machine asks about.
     fn believed(&self, sidecar: &Sidecar) -> Millis {
         let of_session = match sidecar.machine.lease() {
-            Some(Lease::Ttl(session, _)) => session == sidecar.session,
-            _ => true,
+            Some((session, _)) => session == sidecar.session,
+            None => true,
         };
         let never_asks = matches!(self.bug, Some(Bug::BelievesTooLong | Bug::GrantsToTheDead));
         let believes = sidecar.believes && of_session || never_asks;

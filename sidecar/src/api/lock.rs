@@ -1,16 +1,275 @@
-//! Placeholder: answers 501 until the column's routes are here.
+//! Locks over HTTP.
 
+mod answer;
+mod request;
+
+use axum::{
+    extract::State,
+    middleware::from_fn_with_state,
+    response::{IntoResponse, Response},
+};
+use concordat_protocol::lock::{Fence, Found, Rejected};
+use http::{HeaderMap, StatusCode};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{context::Context, problem::Problem};
+use self::{
+    answer::{Acquired, Inspected, Renewed, Verified, refusal},
+    request::{AcquireBody, AcquireParams, Target, VerifyParams, token},
+};
+use crate::{
+    api::{
+        extract::{OptionalJson, Params, Segments},
+        idempotency::{Replays, replay},
+    },
+    context::Context,
+    problem::{Document, Outcome, Problem},
+};
+
+type Answer<T> = Result<axum::Json<T>, Problem>;
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Context> {
-    OpenApiRouter::new().routes(routes!(lock_placeholder))
+    let acquire = OpenApiRouter::new()
+        .routes(routes!(acquire))
+        .routes(routes!(acquire_unkeyed))
+        .layer(from_fn_with_state(Replays::default(), replay));
+    OpenApiRouter::new()
+        .routes(routes!(renew, release, inspect))
+        .routes(routes!(renew_unkeyed, release_unkeyed, inspect_unkeyed))
+        .routes(routes!(verify))
+        .routes(routes!(events))
+        .routes(routes!(acquire_several))
+        .routes(routes!(release_several))
+        .merge(acquire)
 }
 
-#[utoipa::path(get, path = "/v1/locks/{lock}", responses((status = 501)))]
-#[allow(clippy::unused_async, reason = "placeholder")]
-async fn lock_placeholder() -> Problem {
-    Problem::mode_not_supported("these routes are not here yet")
+/// Takes a key of a lock, waiting for it if asked to.
+#[utoipa::path(
+    post,
+    path = "/v1/locks/{lock}/{key}",
+    tag = "locks",
+    params(Target, AcquireParams, ("Idempotency-Key" = Option<String>, Header, description = "A repeat is answered what the first call was")),
+    request_body = Option<AcquireBody>,
+    responses(
+        (status = 200, body = Acquired),
+        (status = 404, body = Document, description = "no-such-lock"),
+        (status = 409, body = Document, description = "lock-held, lock-wait-timeout"),
+        (status = 410, body = Document, description = "lock-lost: the sidecar's session, or the lock, was replaced while the call waited"),
+        (status = 429, body = Document, description = "lock-queue-full"),
+        (status = 501, body = Document, description = "mode-not-supported"),
+        (status = 503, body = Document, description = "outcome says whether it may have been taken; if so it is freed again")
+    )
+)]
+async fn acquire(
+    State(context): State<Context>,
+    Segments(target): Segments<Target>,
+    Params(params): Params<AcquireParams>,
+    OptionalJson(body): OptionalJson<AcquireBody>,
+) -> Answer<Acquired> {
+    let defined = context.definitions.lock(&target.lock)?;
+    let terms = body.terms(&params, &defined.settings)?;
+    if !context.store.intake_open() {
+        let why = "etcd's space is nearly used up: nothing new is taken in until some is freed";
+        return Err(Problem::unavailable("out-of-space", why));
+    }
+    let granted = context.locks.acquire(target.place(), &defined, terms).await.map_err(refusal)?;
+    Ok(axum::Json(granted.into()))
+}
+
+/// The same, of the key `-`.
+#[utoipa::path(
+    post,
+    path = "/v1/locks/{lock}",
+    tag = "locks",
+    params(("lock" = String, Path, description = "Name of the Lock"), AcquireParams),
+    request_body = Option<AcquireBody>,
+    responses((status = 200, body = Acquired))
+)]
+async fn acquire_unkeyed(
+    context: State<Context>,
+    target: Segments<Target>,
+    params: Params<AcquireParams>,
+    body: OptionalJson<AcquireBody>,
+) -> Answer<Acquired> {
+    acquire(context, target, params, body).await
+}
+
+/// Holds for another ttl.
+#[utoipa::path(
+    put,
+    path = "/v1/locks/{lock}/{key}",
+    tag = "locks",
+    params(Target, ("Lock-Token" = String, Header, description = "What acquire answered")),
+    responses(
+        (status = 200, body = Renewed),
+        (status = 410, body = Document, description = "lock-lost"),
+        (status = 412, body = Document, description = "lock-token-mismatch")
+    )
+)]
+async fn renew(
+    State(context): State<Context>,
+    Segments(target): Segments<Target>,
+    headers: HeaderMap,
+) -> Answer<Renewed> {
+    let token = token(&headers)?.ok_or_else(|| refusal(Rejected::Mismatch))?;
+    let expires_in_ms = context.locks.renew(target.place(), token).await.map_err(refusal)?;
+    Ok(axum::Json(Renewed { expires_in_ms }))
+}
+
+/// The same, of the key `-`.
+#[utoipa::path(
+    put,
+    path = "/v1/locks/{lock}",
+    tag = "locks",
+    params(("lock" = String, Path, description = "Name of the Lock"), ("Lock-Token" = String, Header)),
+    responses((status = 200, body = Renewed))
+)]
+async fn renew_unkeyed(
+    context: State<Context>,
+    target: Segments<Target>,
+    headers: HeaderMap,
+) -> Answer<Renewed> {
+    renew(context, target, headers).await
+}
+
+/// Lets go. May be repeated.
+#[utoipa::path(
+    delete,
+    path = "/v1/locks/{lock}/{key}",
+    tag = "locks",
+    params(Target, ("Lock-Token" = String, Header, description = "What acquire answered")),
+    responses(
+        (status = 204),
+        (status = 410, body = Document, description = "lock-lost: it was over before"),
+        (status = 412, body = Document, description = "lock-token-mismatch"),
+        (status = 503, body = Document, description = "etcd does not answer; it is let go as soon as it does")
+    )
+)]
+async fn release(
+    State(context): State<Context>,
+    Segments(target): Segments<Target>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let token = token(&headers)?.ok_or_else(|| refusal(Rejected::Mismatch))?;
+    context.locks.release(target.place(), token).await.map_err(|rejected| match rejected {
+        Rejected::Unavailable { .. } => Problem::unavailable(
+            "outcome-unknown",
+            "etcd does not answer; the lock is let go as soon as it does",
+        )
+        .outcome(Outcome::Unknown),
+        rejected => refusal(rejected),
+    })?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The same, of the key `-`.
+#[utoipa::path(
+    delete,
+    path = "/v1/locks/{lock}",
+    tag = "locks",
+    params(("lock" = String, Path, description = "Name of the Lock"), ("Lock-Token" = String, Header)),
+    responses((status = 204))
+)]
+async fn release_unkeyed(
+    context: State<Context>,
+    target: Segments<Target>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    release(context, target, headers).await
+}
+
+/// Who holds a key, and how many callers of this sidecar wait for it.
+#[utoipa::path(
+    get,
+    path = "/v1/locks/{lock}/{key}",
+    tag = "locks",
+    params(Target),
+    responses((status = 200, body = Inspected), (status = 404, body = Document, description = "no-such-lock"))
+)]
+async fn inspect(State(context): State<Context>, Segments(target): Segments<Target>) -> Answer<Inspected> {
+    context.definitions.lock(&target.lock)?;
+    Ok(axum::Json(context.locks.inspect(&target.place()).await?.into()))
+}
+
+/// The same, of the key `-`.
+#[utoipa::path(
+    get,
+    path = "/v1/locks/{lock}",
+    tag = "locks",
+    params(("lock" = String, Path, description = "Name of the Lock")),
+    responses((status = 200, body = Inspected))
+)]
+async fn inspect_unkeyed(context: State<Context>, target: Segments<Target>) -> Answer<Inspected> {
+    inspect(context, target).await
+}
+
+/// Whether a fence is that of the present holder. Advice: the resource must still compare fences itself.
+#[utoipa::path(
+    get,
+    path = "/v1/locks/{lock}/{key}/verify",
+    tag = "locks",
+    params(Target, VerifyParams),
+    responses(
+        (status = 200, body = Verified),
+        (status = 410, body = Document, description = "lock-superseded"),
+        (status = 404, body = Document, description = "no-such-lock")
+    )
+)]
+async fn verify(
+    State(context): State<Context>,
+    Segments(target): Segments<Target>,
+    Params(params): Params<VerifyParams>,
+) -> Answer<Verified> {
+    context.definitions.lock(&target.lock)?;
+    let found = context.locks.inspect(&target.place()).await?.found;
+    match found.as_ref().and_then(fence).filter(|fence| fence.get() == params.fence) {
+        Some(_) => Ok(axum::Json(Verified { fence: params.fence })),
+        None => Err(Problem::new(StatusCode::GONE, "lock-superseded", "The grant is over")
+            .detail("the fence is not that of the present holder: acquire anew")),
+    }
+}
+
+/// The fence of a grant as it is found in etcd.
+fn fence(found: &Found) -> Option<Fence> {
+    Fence::new(found.revision, crate::engine::lock::FENCE_OFFSET, 0)
+}
+
+fn not_implemented(what: &str) -> Response {
+    Problem::new(StatusCode::NOT_IMPLEMENTED, "not-implemented", "This does not work yet")
+        .detail(what)
+        .into_response()
+}
+
+/// What becomes of a grant, as server-sent events. Later.
+#[utoipa::path(
+    get,
+    path = "/v1/locks/{lock}/{key}/events",
+    tag = "locks",
+    params(Target),
+    responses((status = 501, body = Document, description = "not-implemented"))
+)]
+async fn events(_: Segments<Target>) -> Response {
+    not_implemented("events of a grant are not told yet: renew it with PUT, which says when it is lost")
+}
+
+/// Takes several keys, all or none. Later.
+#[utoipa::path(
+    post,
+    path = "/v1/locks:acquire",
+    tag = "locks",
+    responses((status = 501, body = Document, description = "not-implemented"))
+)]
+async fn acquire_several() -> Response {
+    not_implemented("several locks cannot be taken at once yet: nothing was taken")
+}
+
+/// Lets go of several keys. Later.
+#[utoipa::path(
+    post,
+    path = "/v1/locks:release",
+    tag = "locks",
+    responses((status = 501, body = Document, description = "not-implemented"))
+)]
+async fn release_several() -> Response {
+    not_implemented("several locks cannot be taken at once yet: release each with DELETE")
 }

@@ -1,22 +1,414 @@
-//! Placeholder.
+//! Runs locks: one machine a key, on the store.
+
+mod keys;
+mod stats;
+mod watch;
 
 use std::sync::Arc;
 
-use concordat_store::Store;
+use concordat_protocol::{
+    Answer, Millis, Now, Plan, Range,
+    lock::{
+        Caller, Effect, Failure, Fence, Found, Input, Machine, Rejected, Reply, Request, Token, machine,
+        plans,
+    },
+};
+use concordat_store::{CommitError, SessionState, Store};
+use parking_lot::Mutex;
+use prometheus_client::metrics::{
+    counter::Counter,
+    histogram::{Histogram, exponential_buckets},
+};
+use tokio::sync::{Notify, oneshot};
 
-use crate::{context::Identity, definitions::Definitions, metrics::Metrics};
+use self::keys::Keys;
+pub use self::keys::Place;
+use crate::{
+    context::Identity,
+    definitions::{Defined, Definitions},
+    failpoint,
+    metrics::Metrics,
+};
 
-/// Runs locks.
+/// What every fence is raised by. A restored etcd will need more than 0.
+pub const FENCE_OFFSET: i64 = 0;
+
+/// Runs locks. Cheap to clone.
 #[derive(Clone)]
-pub struct LockEngine;
+pub struct LockEngine(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    definitions: Definitions,
+    identity: Arc<Identity>,
+    keys: Mutex<Keys>,
+    /// The earliest timer changed.
+    rearmed: Notify,
+    /// A counter changed.
+    counted: Notify,
+    /// The machines have nothing under way any more, perhaps.
+    settled: Notify,
+    grants: Counter,
+    losses: Counter,
+    waits: Histogram,
+}
+
+/// How a caller wants a lock; durations in milliseconds.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// What it calls itself, for people.
+    pub owner: String,
+    /// How long it waits; 0: not at all.
+    pub wait: Millis,
+    /// How long the grant lasts unless it is renewed.
+    pub ttl: Millis,
+    /// How long it lasts at most; 0: no bound.
+    pub max_hold: Millis,
+    /// Whether it renews itself up to `max_hold`.
+    pub renew: bool,
+}
+
+/// A grant as its caller is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Granted {
+    /// Proof.
+    pub token: Token,
+    /// Fence.
+    pub fence: Fence,
+    /// How long it is safe to rely on, milliseconds.
+    pub expires_in: Millis,
+    /// How long the caller waited, milliseconds.
+    pub waited: Millis,
+}
+
+/// What there is to know of a key.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// Who holds it.
+    pub found: Option<Found>,
+    /// When the grant ends unless renewed, milliseconds from now: known of this sidecar's callers only.
+    pub expires_in: Option<Millis>,
+    /// How many of this sidecar's callers wait.
+    pub waiters: usize,
+}
 
 impl LockEngine {
     /// Starts.
-    pub fn start(_: &Store, _: &Definitions, _: &Arc<Metrics>, _: &Arc<Identity>) -> Self {
-        Self
+    pub fn start(
+        store: &Store,
+        definitions: &Definitions,
+        metrics: &Arc<Metrics>,
+        identity: &Arc<Identity>,
+    ) -> Self {
+        let inner = Arc::new(Inner {
+            store: store.clone(),
+            definitions: definitions.clone(),
+            identity: identity.clone(),
+            keys: Mutex::default(),
+            rearmed: Notify::new(),
+            counted: Notify::new(),
+            settled: Notify::new(),
+            grants: Counter::default(),
+            losses: Counter::default(),
+            waits: Histogram::new(exponential_buckets(0.000_25, 2.0, 20)),
+        });
+        metrics.register("lock_grants", "Locks granted", inner.grants.clone());
+        metrics.register(
+            "lock_losses",
+            "Grants that ended otherwise than by their holder",
+            inner.losses.clone(),
+        );
+        metrics.register_seconds(
+            "lock_wait",
+            "Time from asking for a lock to getting it",
+            inner.waits.clone(),
+        );
+        tokio::spawn(inner.clone().tick());
+        tokio::spawn(inner.clone().follow_sessions());
+        tokio::spawn(inner.clone().follow_definitions());
+        tokio::spawn(inner.clone().publish_stats());
+        Self(inner)
     }
 
-    /// Ends what is under way.
-    #[allow(clippy::unused_async, reason = "placeholder")]
-    pub async fn drain(&self) {}
+    /// Takes `key` of `lock`, waiting as long as the terms say. Dropped before it answers, it leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`Rejected`], what is known of who holds it included.
+    pub async fn acquire(
+        &self,
+        place: Place,
+        defined: &Defined<concordat_protocol::lock::Settings>,
+        terms: Terms,
+    ) -> Result<Granted, Rejected> {
+        let (store, session) = (&self.0.store, self.0.store.session());
+        if self.0.keys.lock().draining || !session.is_believed(store.clock().now()) {
+            return Err(Rejected::Unavailable { unknown: false });
+        }
+        let max_waiters = defined.settings.max_waiters as usize;
+        let reply = self
+            .call(place, |caller| {
+                Input::Acquire(Request {
+                    caller,
+                    token: Token(rand::random()),
+                    session: session.id.clone(),
+                    pod: self.0.identity.pod.clone(),
+                    owner: terms.owner,
+                    definition: defined.create_revision,
+                    wait: terms.wait,
+                    max_waiters,
+                    ttl: terms.ttl,
+                    max_hold: terms.max_hold,
+                    renew: terms.renew,
+                })
+            })
+            .await?;
+        match reply {
+            Reply::Granted { token, fence, expires_in, waited } => {
+                Ok(Granted { token, fence, expires_in, waited })
+            }
+            Reply::Renewed { .. } | Reply::Released => Err(Rejected::NothingUnderWay),
+        }
+    }
+
+    /// Holds for another ttl; answers for how long that is safe to rely on, milliseconds.
+    ///
+    /// # Errors
+    /// [`Rejected::Lost`] and [`Rejected::Mismatch`].
+    pub async fn renew(&self, place: Place, token: Token) -> Result<Millis, Rejected> {
+        let believed = self.0.believed(&place);
+        match self.call(place, |caller| Input::Renew { caller, token, believed }).await? {
+            Reply::Renewed { expires_in } => Ok(expires_in),
+            Reply::Granted { .. } | Reply::Released => Err(Rejected::NothingUnderWay),
+        }
+    }
+
+    /// Lets go, and answers when etcd has.
+    ///
+    /// # Errors
+    /// [`Rejected::Lost`], [`Rejected::Mismatch`], and [`Rejected::Unavailable`] when etcd does not answer: then it is
+    /// tried again until it does.
+    pub async fn release(&self, place: Place, token: Token) -> Result<(), Rejected> {
+        let patience = std::time::Duration::from_millis(machine::PATIENCE);
+        let released = self.call(place, |caller| Input::Release { caller, token });
+        match tokio::time::timeout(patience, released).await {
+            Ok(reply) => reply.map(|_| ()),
+            Err(_) => Err(Rejected::Unavailable { unknown: true }),
+        }
+    }
+
+    /// What there is to know of a key, as of now.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn inspect(&self, place: &Place) -> Result<Inspection, CommitError> {
+        let answer = self.0.store.read(vec![Range::One(plans::holder(&place.lock, &place.key))]).await?;
+        let found = plans::found_holder(&answer);
+        let keys = self.0.keys.lock();
+        let machine = keys.get(place);
+        let now = self.0.store.clock().now().monotonic;
+        let grant = machine.and_then(Machine::grant);
+        let expires_in = match (&found, grant) {
+            (Some(found), Some((revision, end))) if found.revision == revision => {
+                Some(end.saturating_sub(now))
+            }
+            _ => None,
+        };
+        Ok(Inspection { found, expires_in, waiters: machine.map_or(0, Machine::waiters) })
+    }
+
+    /// Sends away who waits and frees what is held; answers when all of it is freed.
+    pub async fn drain(&self) {
+        let places = {
+            let mut keys = self.0.keys.lock();
+            keys.draining = true;
+            keys.places()
+        };
+        for place in places {
+            let _ = self.0.step(&place, Input::Drain);
+        }
+        loop {
+            let settled = self.0.settled.notified();
+            if self.0.keys.lock().all_idle() {
+                return;
+            }
+            settled.await;
+        }
+    }
+
+    async fn call(&self, place: Place, input: impl FnOnce(Caller) -> Input) -> Result<Reply, Rejected> {
+        let (answer, reply) = oneshot::channel();
+        let caller = self.0.keys.lock().admit(answer);
+        let mut call = Call { engine: self, place, caller, answered: false };
+        let stepped = self.0.step(&call.place, input(caller));
+        if let Err(rejected) = stepped {
+            call.answered = true;
+            self.0.keys.lock().dismiss(caller);
+            return Err(rejected);
+        }
+        let reply = reply.await;
+        call.answered = true;
+        reply.unwrap_or(Err(Rejected::Unavailable { unknown: true }))
+    }
+}
+
+/// A call that awaits its answer; dropped before, the caller has hung up.
+struct Call<'a> {
+    engine: &'a LockEngine,
+    place: Place,
+    caller: Caller,
+    answered: bool,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.engine.0.keys.lock().dismiss(self.caller);
+            let _ = self.engine.0.step(&self.place, Input::Cancel(self.caller));
+        }
+    }
+}
+
+impl Inner {
+    fn now(&self) -> Now {
+        self.store.clock().now()
+    }
+
+    /// Feeds one input to the machine of a key and does what comes of it.
+    fn step(self: &Arc<Self>, place: &Place, input: Input) -> Result<(), Rejected> {
+        let (effects, due) = self.keys.lock().step(place, input, self.now())?;
+        if due.timer {
+            self.rearmed.notify_one();
+        }
+        if due.stats {
+            self.counted.notify_one();
+        }
+        if due.settled {
+            self.settled.notify_one();
+        }
+        for effect in effects {
+            self.perform(place, effect);
+        }
+        if let Some(watch) = due.watch {
+            self.watch_for(place, watch);
+        }
+        Ok(())
+    }
+
+    fn perform(self: &Arc<Self>, place: &Place, effect: Effect) {
+        match effect {
+            Effect::Commit(plan) => {
+                tokio::spawn(self.clone().commit(place.clone(), plan));
+            }
+            Effect::Reply(caller, reply) => {
+                if let Ok(Reply::Granted { waited, .. }) = &reply {
+                    self.grants.inc();
+                    self.waits.observe(*waited as f64 / 1e3);
+                }
+                // A caller that hung up at this very moment cancels by itself.
+                if let Some(answer) = self.keys.lock().dismiss(caller) {
+                    let _ = answer.send(reply);
+                }
+            }
+            Effect::Lost(_) => {
+                self.losses.inc();
+                tracing::warn!(lock = %place.lock, key = %place.key, "a grant ended without its holder");
+            }
+        }
+    }
+
+    async fn commit(self: Arc<Self>, place: Place, plan: Plan) {
+        let releases = plan.deletes_only();
+        failpoint!(if releases { "lock-before-release" } else { "lock-before-acquire" });
+        let outcome = self.store.commit(plan).await;
+        failpoint!(if releases { "lock-after-release" } else { "lock-after-acquire-before-answer" });
+        let outcome: Result<Answer, Failure> = outcome.map_err(|error| {
+            tracing::debug!(lock = %place.lock, key = %place.key, %error, "a plan failed");
+            match error {
+                CommitError::Unknown(_) => Failure::Unknown,
+                CommitError::SessionEnded => Failure::SessionEnded,
+                CommitError::NotApplied(_) | CommitError::TooLarge { .. } => Failure::NotApplied,
+            }
+        });
+        self.forget_lost_session(&place);
+        let believed = self.believed(&place);
+        if self.step(&place, Input::Landed { outcome, believed }).is_err() {
+            tracing::error!(lock = %place.lock, key = %place.key, "a plan landed that nobody sent");
+        }
+    }
+
+    /// Until when the lease is believed that the machine of a key asks about.
+    fn believed(&self, place: &Place) -> Millis {
+        let lease = self.keys.lock().get(place).and_then(Machine::lease);
+        match lease {
+            Some((session, ttl)) if session == self.store.session().id => {
+                self.store.believed_until(ttl).unwrap_or_default()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Tells the machine that the session its plan went under is no longer believed, if so: the announcement may be on
+    /// its way.
+    fn forget_lost_session(self: &Arc<Self>, place: &Place) {
+        let lease = self.keys.lock().get(place).and_then(Machine::lease);
+        let current = self.store.session();
+        if let Some((session, _)) = lease
+            && (session != current.id || !current.is_believed(self.now()))
+        {
+            let _ = self.step(place, Input::Lost(session));
+        }
+    }
+
+    /// Tells machines their time.
+    async fn tick(self: Arc<Self>) {
+        loop {
+            let rearmed = self.rearmed.notified();
+            let due = self.keys.lock().due(self.now().monotonic);
+            for place in &due {
+                let believed = self.believed(place);
+                let _ = self.step(place, Input::Tick { believed });
+            }
+            let next = self.keys.lock().next_timer();
+            match next {
+                Some(at) => {
+                    let _ = tokio::time::timeout_at(self.store.clock().instant(at), rearmed).await;
+                }
+                None => rearmed.await,
+            }
+        }
+    }
+
+    async fn follow_sessions(self: Arc<Self>) {
+        let mut sessions = self.store.sessions();
+        let mut current = self.store.session().id;
+        while sessions.changed().await.is_ok() {
+            let state = sessions.borrow_and_update().clone();
+            // A loss that a new session followed at once shows as the new one alone.
+            let (SessionState::Lost(now) | SessionState::Live(now)) = &state;
+            if matches!(state, SessionState::Lost(_)) || *now != current {
+                let places = self.keys.lock().places();
+                for place in places {
+                    let _ = self.step(&place, Input::Lost(current.clone()));
+                }
+            }
+            current = now.clone();
+            self.keys.lock().count_all_anew();
+            self.counted.notify_one();
+        }
+    }
+
+    async fn follow_definitions(self: Arc<Self>) {
+        let mut changes = self.definitions.changes();
+        while changes.changed().await.is_ok() {
+            if !self.definitions.synced() {
+                continue;
+            }
+            let waited_for = self.keys.lock().waited_for();
+            for place in waited_for {
+                let created = self.definitions.lock(place.lock.as_str()).ok();
+                let created = created.map(|defined| defined.create_revision);
+                let _ = self.step(&place, Input::Defined(created));
+            }
+        }
+    }
 }

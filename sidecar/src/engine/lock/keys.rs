@@ -1,0 +1,213 @@
+//! The machines of all keys that are in use here, their timers, and who awaits an answer.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque},
+};
+
+use concordat_protocol::{
+    Millis, Name, Now,
+    lock::{Caller, Effect, Input, Machine, Rejected, Reply},
+};
+use tokio::sync::oneshot;
+
+use super::{FENCE_OFFSET, stats::Counters, watch::Watched};
+
+/// How long a key that nobody uses is remembered, so that a repeated release is told from a wrong one, milliseconds.
+const REMEMBERED_FOR: Millis = 600_000;
+/// How many such keys are remembered; beyond that the oldest is forgotten.
+const MOST_REMEMBERED: usize = 4_096;
+
+/// A lock and a key under it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The Lock.
+    pub lock: Name,
+    /// The key.
+    pub key: Name,
+}
+
+type Answer = oneshot::Sender<Result<Reply, Rejected>>;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Keys {
+    machines: HashMap<Place, Kept>,
+    timers: BinaryHeap<Reverse<(Millis, Place)>>,
+    /// Keys that nobody used for a while, the oldest first.
+    unused: VecDeque<(Millis, Place)>,
+    callers: HashMap<Caller, Answer>,
+    next_caller: u64,
+    pub(super) watched: HashMap<Name, Watched>,
+    pub(super) counters: HashMap<Name, Counters>,
+    pub(super) draining: bool,
+}
+
+struct Kept {
+    machine: Machine,
+    /// The timer that stands for it.
+    armed: Option<Millis>,
+    watches: bool,
+    waiters: usize,
+    used: Millis,
+    /// Whether it is among the unused.
+    listed: bool,
+}
+
+/// What must be seen to after a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Due {
+    /// The earliest timer is another one now.
+    pub(super) timer: bool,
+    /// A counter changed.
+    pub(super) stats: bool,
+    /// The machine has nothing under way any more.
+    pub(super) settled: bool,
+    /// It began to watch (true) or stopped.
+    pub(super) watch: Option<bool>,
+}
+
+impl Keys {
+    /// Makes room for a caller's answer.
+    pub(super) fn admit(&mut self, answer: Answer) -> Caller {
+        self.next_caller += 1;
+        let caller = Caller(self.next_caller);
+        self.callers.insert(caller, answer);
+        caller
+    }
+
+    /// The caller awaits no answer any more.
+    pub(super) fn dismiss(&mut self, caller: Caller) -> Option<Answer> {
+        self.callers.remove(&caller)
+    }
+
+    pub(super) fn get(&self, place: &Place) -> Option<&Machine> {
+        self.machines.get(place).map(|kept| &kept.machine)
+    }
+
+    pub(super) fn places(&self) -> Vec<Place> {
+        self.machines
+            .iter()
+            .filter(|(_, kept)| !kept.machine.is_idle())
+            .map(|(place, _)| place.clone())
+            .collect()
+    }
+
+    /// The keys for which somebody waits.
+    pub(super) fn waited_for(&self) -> Vec<Place> {
+        self.machines.iter().filter(|(_, kept)| kept.waiters > 0).map(|(place, _)| place.clone()).collect()
+    }
+
+    /// The keys of a lock that want to know what the watch shows.
+    pub(super) fn watching(&self, lock: &Name) -> Vec<Place> {
+        let watching = self.machines.iter().filter(|(place, kept)| kept.watches && place.lock == *lock);
+        watching.map(|(place, _)| place.clone()).collect()
+    }
+
+    /// Since when the first of a lock's callers waits, on the monotonic clock.
+    pub(super) fn waiting_since(&self, lock: &Name) -> Option<Millis> {
+        let of_lock = self.machines.iter().filter(|(place, _)| place.lock == *lock);
+        of_lock.filter_map(|(_, kept)| kept.machine.waiting_since()).min()
+    }
+
+    pub(super) fn all_idle(&self) -> bool {
+        self.machines.values().all(|kept| kept.machine.is_idle())
+    }
+
+    /// One step of one machine; a key that is not known yet gets one.
+    pub(super) fn step(
+        &mut self,
+        place: &Place,
+        input: Input,
+        now: Now,
+    ) -> Result<(Vec<Effect>, Due), Rejected> {
+        if !self.machines.contains_key(place) {
+            if !matches!(input, Input::Acquire(_)) {
+                return unknown(input);
+            }
+            let machine = Machine::new(place.lock.clone(), place.key.clone(), FENCE_OFFSET);
+            let kept = Kept { machine, armed: None, watches: false, waiters: 0, used: 0, listed: false };
+            self.machines.insert(place.clone(), kept);
+        }
+        let Some(kept) = self.machines.get_mut(place) else { return Ok((Vec::new(), Due::default())) };
+        let stepped = kept.machine.step(input, now);
+        let mut due = Due::default();
+        if let Ok(effects) = &stepped {
+            let granted =
+                effects.iter().filter(|e| matches!(e, Effect::Reply(_, Ok(Reply::Granted { .. })))).count();
+            let waiters = kept.machine.waiters();
+            let counters = self.counters.entry(place.lock.clone()).or_default();
+            due.stats = counters.count(granted, kept.waiters, waiters);
+            kept.waiters = waiters;
+            if kept.machine.watches() != kept.watches {
+                kept.watches = !kept.watches;
+                due.watch = Some(kept.watches);
+            }
+            if let Some(at) = kept.machine.wake_at()
+                && kept.armed.is_none_or(|armed| at < armed)
+            {
+                kept.armed = Some(at);
+                due.timer = self.timers.peek().is_none_or(|Reverse((first, _))| at < *first);
+                self.timers.push(Reverse((at, place.clone())));
+            }
+        }
+        due.settled = kept.machine.is_idle();
+        kept.used = now.monotonic;
+        if due.settled && !kept.listed {
+            kept.listed = true;
+            self.unused.push_back((now.monotonic, place.clone()));
+        }
+        self.forget_unused(now.monotonic);
+        stepped.map(|effects| (effects, due))
+    }
+
+    fn forget_unused(&mut self, now: Millis) {
+        while let Some((since, _)) = self.unused.front()
+            && (now >= since + REMEMBERED_FOR || self.unused.len() > MOST_REMEMBERED)
+            && let Some((since, place)) = self.unused.pop_front()
+        {
+            let Some(kept) = self.machines.get_mut(&place) else { continue };
+            kept.listed = false;
+            if !kept.machine.is_idle() {
+                continue;
+            }
+            if kept.used > since && self.unused.len() < MOST_REMEMBERED {
+                kept.listed = true;
+                self.unused.push_back((kept.used, place));
+            } else {
+                self.machines.remove(&place);
+            }
+        }
+    }
+
+    /// Takes the timers that are due.
+    pub(super) fn due(&mut self, now: Millis) -> Vec<Place> {
+        let mut due = Vec::new();
+        while let Some(Reverse((at, _))) = self.timers.peek()
+            && *at <= now
+            && let Some(Reverse((at, place))) = self.timers.pop()
+        {
+            // One that was armed earlier meanwhile has had its time.
+            if let Some(kept) = self.machines.get_mut(&place)
+                && kept.armed == Some(at)
+            {
+                kept.armed = None;
+                due.push(place);
+            }
+        }
+        due
+    }
+
+    pub(super) fn next_timer(&self) -> Option<Millis> {
+        self.timers.peek().map(|Reverse((at, _))| *at)
+    }
+}
+
+/// What a key that nothing is known of makes of an input.
+fn unknown(input: Input) -> Result<(Vec<Effect>, Due), Rejected> {
+    match input {
+        Input::Renew { .. } | Input::Release { .. } => Err(Rejected::Mismatch),
+        Input::Landed { .. } => Err(Rejected::NothingUnderWay),
+        _ => Ok((Vec::new(), Due::default())),
+    }
+}
