@@ -272,11 +272,11 @@ where
 
     /// Runs a transaction: all compares first, those of the transactions inside too, then the operations in order.
     pub fn txn(&mut self, txn: &Txn<K, R, V>) -> Result<TxnAnswer<K, V>, Refused> {
+        Touched::of(&txn.then)?;
+        Touched::of(&txn.or_else)?;
         if self.no_space && puts(txn) {
             return Err(Refused::NoSpace);
         }
-        let mut touched = Touched { puts: BTreeSet::new(), deletes: Vec::new() };
-        touched.add(txn)?;
         let path = self.path(txn);
         self.check_leases(txn, &path)?;
         let revision = self.revision + 1;
@@ -393,56 +393,45 @@ fn puts<K, R, V>(txn: &Txn<K, R, V>) -> bool {
     })
 }
 
-/// What a request would write, whichever branches it takes: etcd refuses it when a key is put twice, or put where it
-/// is deleted.
-struct Touched<K, R> {
-    puts: BTreeSet<K>,
-    deletes: Vec<R>,
+/// What a branch would write, whichever branches the transactions inside it take: etcd refuses a request in which a key
+/// is put twice, or put where it is deleted (`checkIntervals` of `server/etcdserver/api/v3rpc/key.go`).
+struct Touched<'a, K, R> {
+    puts: BTreeSet<&'a K>,
+    deletes: Vec<&'a R>,
 }
 
-impl<K: Ord + Clone, R: Scope<K> + Clone> Touched<K, R> {
-    fn add<V>(&mut self, txn: &Txn<K, R, V>) -> Result<(), Refused> {
-        let (then, or_else) = (Self::of(&txn.then)?, Self::of(&txn.or_else)?);
-        // The two branches of one transaction never both run, so only what stands around them counts against each.
-        for branch in [&then, &or_else] {
-            self.clash(branch)?;
-        }
-        self.merge(then);
-        self.merge(or_else);
-        Ok(())
-    }
-
-    fn of<V>(ops: &[Op<K, R, V>]) -> Result<Self, Refused> {
-        let mut all = Self { puts: BTreeSet::new(), deletes: Vec::new() };
+impl<'a, K: Ord, R: Scope<K>> Touched<'a, K, R> {
+    fn of<V>(ops: &'a [Op<K, R, V>]) -> Result<Self, Refused> {
+        let deletes = ops.iter().filter_map(|op| match op {
+            Op::Delete(range) => Some(range),
+            _ => None,
+        });
+        let mut all = Self { puts: BTreeSet::new(), deletes: deletes.collect() };
+        // Then the transactions inside, one after the other: a put is held against the deletes of the transactions
+        // before it, but a delete not against their puts. That is how etcd is.
         for op in ops {
-            match op {
-                Op::Put { key, .. } => {
-                    let mut one = Self { puts: BTreeSet::new(), deletes: Vec::new() };
-                    one.puts.insert(key.clone());
-                    all.clash(&one)?;
-                    all.merge(one);
-                }
-                Op::Delete(range) => {
-                    let one = Self { puts: BTreeSet::new(), deletes: vec![range.clone()] };
-                    all.clash(&one)?;
-                    all.merge(one);
-                }
-                Op::Txn(txn) => all.add(txn)?,
-                Op::Get(_) => {}
+            let Op::Txn(txn) = op else { continue };
+            let (then, or_else) = (Self::of(&txn.then)?, Self::of(&txn.or_else)?);
+            // The two branches never both run: neither counts against the other.
+            for key in then.puts.iter().chain(&or_else.puts) {
+                all.clash(key)?;
+            }
+            for branch in [then, or_else] {
+                all.puts.extend(branch.puts);
+                all.deletes.extend(branch.deletes);
+            }
+        }
+        for op in ops {
+            if let Op::Put { key, .. } = op {
+                all.clash(key)?;
+                all.puts.insert(key);
             }
         }
         Ok(all)
     }
 
-    fn clash(&self, other: &Self) -> Result<(), Refused> {
-        let clash = self.puts.intersection(&other.puts).next().is_some()
-            || other.puts.iter().any(|key| self.deletes.iter().any(|range| range.contains(key)))
-            || self.puts.iter().any(|key| other.deletes.iter().any(|range| range.contains(key)));
+    fn clash(&self, key: &K) -> Result<(), Refused> {
+        let clash = self.puts.contains(key) || self.deletes.iter().any(|range| range.contains(key));
         if clash { Err(Refused::DuplicateKey) } else { Ok(()) }
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.puts.extend(other.puts);
-        self.deletes.extend(other.deletes);
     }
 }
