@@ -1,6 +1,7 @@
 //! The group commit on the model of etcd, under faults: whatever it answers must be what some serial execution of the
 //! plans would have answered, and each of its rules must be needed.
 
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
 #[path = "batch/world.rs"]
 mod world;
 
