@@ -1,0 +1,143 @@
+//! `concordat get`: what the operator would show as status, read from etcd.
+
+mod objects;
+mod table;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use concordat_operator::{Kind, Standing, lock::Locks, queue::Queues, transaction::Transactions};
+use concordat_protocol::{Definition, Key, Range, Record};
+use concordat_store::{Admin, AdminConfig};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use self::objects::Rebuilt;
+use crate::ETCD_PORT;
+
+/// What `get` is told.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// What to print
+    kind: What,
+    /// etcd's address [default: where `concordat dev` has it]
+    #[arg(long, value_name = "URL", env = "CONCORDAT_ETCD_ENDPOINTS")]
+    etcd: Option<String>,
+    /// Namespace of the objects
+    #[arg(long, short, value_name = "NAME", default_value = "default")]
+    namespace: String,
+    /// How to print it
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum What {
+    /// Locks
+    Locks,
+    /// Queues
+    Queues,
+    /// Distributed transactions
+    Transactions,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// For programs: a list of names with their status
+    Json,
+}
+
+/// Prints the objects of one kind.
+pub(crate) fn run(options: Options) -> Result<()> {
+    crate::dev::runtime()?.block_on(async {
+        let endpoints = match &options.etcd {
+            Some(urls) => urls.split(',').map(str::to_owned).collect(),
+            None => vec![format!("http://127.0.0.1:{ETCD_PORT}")],
+        };
+        let told = endpoints.join(",");
+        let admin = Admin::connect(AdminConfig { endpoints, ..AdminConfig::default() })
+            .await
+            .with_context(|| format!("etcd at {told}: does `concordat dev` run? --etcd names another address"))?;
+        let found = match options.kind {
+            What::Locks => look::<Locks>(&admin, &options.namespace).await?,
+            What::Queues => look::<Queues>(&admin, &options.namespace).await?,
+            What::Transactions => look::<Transactions>(&admin, &options.namespace).await?,
+        };
+        match options.output {
+            Output::Json => println!("{}", serde_json::to_string_pretty(&found)?),
+            Output::Table => print!("{}", table::of(options.kind.columns(), &found)),
+        }
+        Ok(())
+    })
+}
+
+impl What {
+    /// Heading and JSON pointer of each column.
+    fn columns(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Locks => &[
+                ("NAME", "/name"),
+                ("READY", "/ready"),
+                ("HELD", "/status/held"),
+                ("WAITERS", "/status/waiters"),
+                ("OLDEST WAIT", "/status/oldestWait"),
+                ("FIRST KEY", "/status/holders/0/key"),
+                ("OWNER", "/status/holders/0/owner"),
+                ("FENCE", "/status/holders/0/fence"),
+            ],
+            Self::Queues => &[
+                ("NAME", "/name"),
+                ("READY", "/ready"),
+                ("MESSAGES", "/status/ready"),
+                ("IN FLIGHT", "/status/inFlight"),
+                ("DELAYED", "/status/delayed"),
+                ("DEAD", "/status/dead"),
+                ("CONSUMERS", "/status/consumers"),
+                ("OLDEST", "/status/oldestAge"),
+            ],
+            Self::Transactions => &[
+                ("NAME", "/name"),
+                ("READY", "/ready"),
+                ("ACTIVE", "/status/active"),
+                ("COMMITTED", "/status/committed"),
+                ("ABORTED", "/status/aborted"),
+                ("STUCK", "/status/stuck"),
+                ("OUTCOME", "/status/outcome"),
+            ],
+        }
+    }
+}
+
+/// Name, standing and status of each object of a kind.
+async fn look<K: Kind>(admin: &Admin, namespace: &str) -> Result<Vec<Value>>
+where
+    K::Object: Rebuilt,
+{
+    let defined = admin.read(namespace, vec![Range::Definitions]).await?;
+    let mut found = Vec::new();
+    for entry in defined.reads.into_iter().flatten() {
+        if let (Key::Definition { kind, name }, Record::Definition(definition)) = (entry.key, entry.record)
+            && kind == K::KIND
+        {
+            found.push(shown::<K>(admin, namespace, name.as_str(), definition).await?);
+        }
+    }
+    Ok(found)
+}
+
+async fn shown<K: Kind>(admin: &Admin, namespace: &str, name: &str, definition: Definition) -> Result<Value>
+where
+    K::Object: Rebuilt,
+{
+    let object = K::Object::rebuild(namespace, name, &definition)?;
+    let standing = match K::unsupported(&object, &definition.settings) {
+        Some(what) => Standing::NotSupported(what),
+        None => Standing::Accepted,
+    };
+    let state = K::look(admin, namespace, &object).await?;
+    let status = K::status(&object, &standing, Some(&state), &mut K::Memory::default(), Timestamp::now());
+    let fact = standing.fact();
+    let ready = if standing.accepted() { "True".to_owned() } else { fact.reason.to_owned() };
+    Ok(json!({"name": name, "ready": ready, "status": status}))
+}
