@@ -4,6 +4,7 @@
 //! - [`delivery`] hands a queue's messages to one sidecar's consumers and settles them.
 //! - [`plans`] holds every plan and its guards, [`invariant`] what must hold.
 
+pub mod counts;
 pub mod delivery;
 pub mod invariant;
 pub mod location;

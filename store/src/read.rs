@@ -35,13 +35,14 @@ pub(crate) async fn count(exchange: &Exchange, range: &Range) -> Result<(u64, i6
     Ok((response.count().unsigned_abs(), revision))
 }
 
-/// The keys of a range with their create and mod revisions, and at which revision.
+/// The keys of a range with their create and mod revisions at a revision (0: now), and at which.
 pub(crate) async fn list_keys(
     exchange: &Exchange,
     range: Range,
+    revision: i64,
 ) -> Result<(Vec<(Key, i64, i64)>, i64), CommitError> {
     let scope = Scope { namespace: exchange.namespace.clone(), range };
-    watch::list_keys(exchange, &scope).await.map_err(unanswered)
+    watch::list_keys(exchange, &scope, revision).await.map_err(unanswered)
 }
 
 /// A request that was not answered and would have changed nothing.

@@ -151,7 +151,19 @@ impl Store {
     /// # Errors
     /// [`CommitError::NotApplied`] when etcd does not answer.
     pub async fn list_keys(&self, range: Range) -> Result<(Vec<(Key, i64, i64)>, i64), CommitError> {
-        read::list_keys(&self.shared.bulk, range).await
+        read::list_keys(&self.shared.bulk, range, 0).await
+    }
+
+    /// The keys of a range as they were at a revision, with their create and mod revisions.
+    ///
+    /// # Errors
+    /// [`CommitError::NotApplied`] when etcd does not answer, or has compacted the revision.
+    pub async fn list_keys_at(
+        &self,
+        range: Range,
+        revision: i64,
+    ) -> Result<Vec<(Key, i64, i64)>, CommitError> {
+        read::list_keys(&self.shared.bulk, range, revision).await.map(|(keys, _)| keys)
     }
 
     /// Watches a range: first all there is in it, then what changes. All watches of a store share one stream.

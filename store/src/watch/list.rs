@@ -18,19 +18,20 @@ const PAGE_OF_KEYS: i64 = 4_096;
 
 /// All entries of a range at one revision.
 pub(crate) async fn list(exchange: &Exchange, scope: &Scope) -> Result<(Vec<Entry>, i64), Refusal> {
-    let (kvs, revision) = pages(exchange, scope, GetOptions::new().with_limit(PAGE)).await?;
+    let (kvs, revision) = pages(exchange, scope, GetOptions::new().with_limit(PAGE), 0).await?;
     let entries =
         kvs.into_iter().filter_map(|kv| wire::item(&scope.namespace, kv)).map(wire::entry).collect();
     Ok((entries, revision))
 }
 
-/// All keys of a range at one revision, with their create and mod revisions.
+/// All keys of a range at a revision (0: the one etcd has), with their create and mod revisions.
 pub(crate) async fn list_keys(
     exchange: &Exchange,
     scope: &Scope,
+    revision: i64,
 ) -> Result<(Vec<(Key, i64, i64)>, i64), Refusal> {
     let options = GetOptions::new().with_limit(PAGE_OF_KEYS).with_keys_only();
-    let (kvs, revision) = pages(exchange, scope, options).await?;
+    let (kvs, revision) = pages(exchange, scope, options, revision).await?;
     let keys = kvs.into_iter().filter_map(|kv| {
         let key = wire::key(&scope.namespace, &kv.key)?;
         Some((key, kv.create_revision, kv.mod_revision))
@@ -42,12 +43,14 @@ async fn pages(
     exchange: &Exchange,
     scope: &Scope,
     options: GetOptions,
+    mut revision: i64,
 ) -> Result<(Vec<PbKeyValue>, i64), Refusal> {
     let (mut from, to) = scope.range();
     let mut kvs = Vec::new();
-    let mut revision = 0;
     loop {
-        let mut options = options.clone().with_revision(revision);
+        // The first page settles the revision of the others.
+        let mut options =
+            if revision == 0 { options.clone() } else { options.clone().with_revision(revision) };
         if !to.is_empty() {
             options = options.with_range(to.clone());
         }
