@@ -1,6 +1,8 @@
 //! Queues, model-checked: the product's machines on a model of etcd, with crashes, lost sessions, time-outs and plans
 //! that land late. `CONCORDAT_MODEL=big` explores more of each.
 
+#![allow(clippy::expect_used)]
+
 #[path = "queue_model/world.rs"]
 mod world;
 

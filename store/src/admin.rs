@@ -106,7 +106,7 @@ impl Admin {
         namespace: &str,
         range: Range,
     ) -> Result<(Vec<(Key, i64, i64)>, i64), CommitError> {
-        read::list_keys(&self.exchange(namespace), range).await
+        read::list_keys(&self.exchange(namespace), range, 0).await
     }
 
     /// Tells what there is in a range of a namespace, then what happens there.

@@ -24,7 +24,8 @@ use self::{
     answer::{Counted, DeadMessages, Messages, Redriven, Results, Settled, Stored, problem},
     batch::Form,
     request::{
-        AckBody, DeadParams, Encoded, ExtendBody, Group, NackBody, QueueName, ReceiptPath, ReceiveParams, RedriveBody,
+        AckBody, DeadParams, Encoded, ExtendBody, Group, NackBody, QueueName, ReceiptPath, ReceiveParams,
+        RedriveBody,
     },
 };
 use crate::{
@@ -71,7 +72,7 @@ pub fn routes() -> OpenApiRouter<Context> {
     ),
     request_body(
         description = "One message; a CloudEvent (structured as application/cloudevents+json, or binary); or a batch as application/x-ndjson or application/cloudevents-batch+json",
-        content((Vec<u8> = "*/*"), (batch::Line = "application/x-ndjson"))
+        content((Vec<u8> = "*/*"), (batch::Line<'static> = "application/x-ndjson"))
     ),
     responses(
         (status = 201, body = Stored, description = "One message is stored"),
@@ -130,7 +131,7 @@ fn one(result: Published, queue: &str) -> Result<Response, Problem> {
     tag = "queues",
     params(QueueName, ReceiveParams),
     responses(
-        (status = 200, body = Messages),
+        (status = 200, body = Messages<'static>),
         (status = 204, description = "The wait ended without a message"),
         (status = 404, body = Document, description = "no-such-queue"),
         (status = 501, body = Document, description = "mode-not-supported"),
@@ -234,7 +235,8 @@ async fn ack_one(
     match statuses.first() {
         Some(Status::Ok) => Ok(StatusCode::NO_CONTENT),
         Some(Status::Stale) => {
-            let detail = "its time ran out, or it was settled otherwise: the message may be with another consumer";
+            let detail =
+                "its time ran out, or it was settled otherwise: the message may be with another consumer";
             Err(Problem::new(StatusCode::GONE, "receipt-stale", "The delivery has ended").detail(detail))
         }
         _ => {
@@ -266,15 +268,15 @@ async fn inspect(
     path = "/v1/queues/{queue}/dead",
     tag = "queues",
     params(QueueName, DeadParams),
-    responses((status = 200, body = DeadMessages), (status = 404, body = Document, description = "no-such-queue"))
+    responses((status = 200, body = DeadMessages<'static>), (status = 404, body = Document, description = "no-such-queue"))
 )]
 async fn dead(
     State(context): State<Context>,
     Segments(QueueName { queue }): Segments<QueueName>,
     Params(params): Params<DeadParams>,
-) -> Answer<DeadMessages> {
+) -> Result<Response, Problem> {
     let messages = context.queues.dead(&queue, params.check()?).await?;
-    Ok(axum::Json(DeadMessages::of(&messages)))
+    Ok(axum::Json(DeadMessages::of(&messages)).into_response())
 }
 
 /// Puts dead letters back into their queue as new messages.
@@ -304,7 +306,10 @@ async fn redrive(
     params(QueueName),
     responses((status = 501, body = Document, description = "mode-not-supported"))
 )]
-async fn stream(State(context): State<Context>, Segments(QueueName { queue }): Segments<QueueName>) -> Problem {
+async fn stream(
+    State(context): State<Context>,
+    Segments(QueueName { queue }): Segments<QueueName>,
+) -> Problem {
     not_of_this_mode(&context, &queue)
 }
 

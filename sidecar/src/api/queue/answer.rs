@@ -129,8 +129,7 @@ struct Received<'a> {
     /// What settles this delivery, and no other.
     receipt: Encoded,
     /// Until when it is this consumer's, RFC 3339.
-    #[schema(value_type = String)]
-    deadline: Timestamp,
+    deadline: String,
 }
 
 impl<'a> Messages<'a> {
@@ -153,6 +152,7 @@ impl<'a> Messages<'a> {
 /// A message as it was published.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the API's names")]
 struct Content<'a> {
     id: String,
     offset: u64,
@@ -170,8 +170,7 @@ struct Content<'a> {
     #[schema(value_type = Object)]
     headers: &'a [(String, String)],
     /// When it was published, RFC 3339.
-    #[schema(value_type = String)]
-    published: Timestamp,
+    published: String,
 }
 
 #[derive(Serialize)]
@@ -231,8 +230,9 @@ pub(super) fn essence(content_type: &str) -> &str {
     content_type.split(';').next().unwrap_or_default().trim()
 }
 
-fn timestamp(millis: Millis) -> Timestamp {
-    i64::try_from(millis).ok().and_then(|millis| Timestamp::from_millisecond(millis).ok()).unwrap_or(Timestamp::MAX)
+fn timestamp(millis: Millis) -> String {
+    let millis = i64::try_from(millis).unwrap_or(i64::MAX);
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX).to_string()
 }
 
 /// What became of deliveries, in the order of the receipts.
@@ -310,6 +310,7 @@ pub(super) struct DeadMessages<'a> {
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the API's names")]
 struct Dead<'a> {
     #[serde(flatten)]
     content: Content<'a>,
@@ -318,8 +319,7 @@ struct Dead<'a> {
     /// Why it was given up.
     reason: &'a str,
     /// When, RFC 3339.
-    #[schema(value_type = String)]
-    dead_since: Timestamp,
+    dead_since: String,
 }
 
 impl<'a> DeadMessages<'a> {

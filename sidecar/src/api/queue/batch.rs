@@ -77,7 +77,12 @@ pub(super) struct Line<'a> {
 ///
 /// # Errors
 /// When the request as a whole is malformed.
-pub(super) fn parse(form: Form, terms: &Terms<'_>, headers: &HeaderMap, body: &[u8]) -> Result<Vec<Entry>, Problem> {
+pub(super) fn parse(
+    form: Form,
+    terms: &Terms<'_>,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Vec<Entry>, Problem> {
     for name in ["message-key", "producer-id", "producer-seq", "delay", "ttl"] {
         if headers.contains_key(name) {
             return Err(Problem::invalid(format!("header {name}: in a batch each entry says it for itself")));
@@ -135,7 +140,9 @@ fn line_message(line: &[u8], wishes: &mut Wishes) -> Result<Message, Problem> {
     wishes.producer = producer(line.producer_id.as_deref(), line.producer_seq, None)?;
     let content_type = line.content_type.unwrap_or_else(|| "application/json".to_owned());
     let body = match line.encoding.as_deref() {
-        Some("base64") => STANDARD.decode(text(line.body)?).map_err(|_| Problem::invalid("body: it is not base64"))?,
+        Some("base64") => {
+            STANDARD.decode(text(line.body)?).map_err(|_| Problem::invalid("body: it is not base64"))?
+        }
         Some(_) => return Err(Problem::invalid("encoding: write base64, or nothing")),
         None if is_json(&content_type) => line.body.get().as_bytes().to_vec(),
         None => text(line.body)?.into_bytes(),

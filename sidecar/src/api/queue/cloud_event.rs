@@ -17,8 +17,8 @@ const REQUIRED: [&str; 4] = ["id", "source", "specversion", "type"];
 
 /// An event in the JSON event format: its attributes become headers, its data the body.
 pub(super) fn structured(event: &[u8], wishes: &mut Wishes) -> Result<Message, Problem> {
-    let mut attributes: Map<String, Value> =
-        serde_json::from_slice(event).map_err(|error| Problem::invalid(format!("the CloudEvent: {error}")))?;
+    let mut attributes: Map<String, Value> = serde_json::from_slice(event)
+        .map_err(|error| Problem::invalid(format!("the CloudEvent: {error}")))?;
     attributes.remove("data");
     let data = data(event)?;
     let base64 = attributes.remove("data_base64");
@@ -49,7 +49,7 @@ pub(super) fn structured(event: &[u8], wishes: &mut Wishes) -> Result<Message, P
         _ => return Err(Problem::invalid("an event has data or data_base64, a string")),
     };
     if message.body.is_empty() {
-        message.content_type = "application/octet-stream".to_owned();
+        "application/octet-stream".clone_into(&mut message.content_type);
     }
     finish(&mut message, wishes)?;
     Ok(message)

@@ -109,7 +109,9 @@ fn wishes(headers: &HeaderMap) -> Result<Wishes, Problem> {
     let seq = extract::header(headers, "producer-seq")?;
     let seq = match seq {
         None => None,
-        Some(seq) => Some(seq.parse().map_err(|_| Problem::invalid("header Producer-Seq: write a whole number"))?),
+        Some(seq) => {
+            Some(seq.parse().map_err(|_| Problem::invalid("header Producer-Seq: write a whole number"))?)
+        }
     };
     let key = extract::header(headers, "idempotency-key")?;
     Ok(Wishes { delay, ttl, expires: None, producer: producer(id, seq, key)? })

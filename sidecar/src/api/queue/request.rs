@@ -112,7 +112,9 @@ impl Default for ReceiveParams {
 impl ReceiveParams {
     pub(super) fn check(&self) -> Result<(u32, Option<Millis>), Problem> {
         if self.group.is_some() {
-            return Err(Problem::invalid("group: groups belong to the modes PubSub and Log; this is a WorkQueue"));
+            return Err(Problem::invalid(
+                "group: groups belong to the modes PubSub and Log; this is a WorkQueue",
+            ));
         }
         if !(1..=MOST).contains(&self.max) {
             return Err(Problem::invalid(format!("max: write 1 to {MOST}")));

@@ -2,7 +2,7 @@
 
 use concordat_protocol::{
     Entry, Key, Millis, Range, Record,
-    queue::{Message, counts::Counts},
+    queue::{Fate, Message, counts::Counts},
 };
 
 use super::QueueEngine;
@@ -69,7 +69,7 @@ impl QueueEngine {
             return Ok(None);
         };
         let open = |(place, message): (usize, &Message)| {
-            (!fates.get(place).is_some_and(|fate| fate.finished())).then_some(message.published)
+            (!fates.get(place).is_some_and(Fate::finished)).then_some(message.published)
         };
         Ok(body.messages.iter().enumerate().filter_map(open).min())
     }
