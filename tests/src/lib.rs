@@ -1,6 +1,7 @@
 //! Harness, scenarios, faults and benchmarks on real parts.
 
 pub mod bench;
+pub mod budget;
 pub mod etcd;
 pub mod history;
 pub mod kube;

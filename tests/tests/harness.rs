@@ -3,15 +3,16 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use concordat_protocol::{Key, Record, record::Epoch};
+use concordat_protocol::{Key, Kind, Record, lock::Holder, record::Epoch, session::Stat};
 use concordat_store::{keys, record};
 use concordat_tests::{
+    budget::{Cost, Meter},
     etcd::{Etcd, Settings},
     history::{Operations, Outcome, Recorder},
     process::{Process, eventually},
     proxy::Proxy,
 };
-use etcd_client::{Client, ConnectOptions, PutOptions};
+use etcd_client::{Client, Compare, CompareOp, ConnectOptions, PutOptions, Txn, TxnOp};
 
 fn epoch(holder: &str) -> Vec<u8> {
     record::encode(&Record::Epoch(Epoch { holder: holder.into() }))
@@ -276,5 +277,53 @@ async fn a_lease_is_seen_to_end() -> Result<()> {
     let changes = recorder.changes().await?;
     assert_eq!(changes.len(), 2);
     assert_eq!(changes.last().context("no change")?.entry, None);
+    Ok(())
+}
+
+/// What is asked of etcd is counted exactly, and what a sidecar counts for people is not.
+#[tokio::test]
+async fn a_meter_counts_what_an_operation_asks_for() -> Result<()> {
+    let etcd = Etcd::start().await?;
+    let mut client = etcd.client().await?;
+    let meter = Meter::start(&etcd).await?;
+    let key = |key: &Key| keys::encode("ns", key);
+    let put = |at: &Key, of: Record| TxnOp::put(key(at), record::encode(&of), None);
+    let holder = Key::Holder { lock: "orders".into(), key: "1".into() };
+    let held = Holder { session: "s".into(), pod: "p".into(), owner: String::new(), since: 0 };
+    let stat = Key::Stat { kind: Kind::Lock, name: "orders".into(), session: "s".into() };
+    let absent = Compare::create_revision(key(&holder), CompareOp::Equal, 0);
+    client.put(key(&Key::Epoch), epoch("0"), None).await?;
+
+    let taken = Txn::new().when([absent.clone()]).and_then([
+        put(&holder, held.into()),
+        put(&Key::Epoch, Epoch { holder: "1".into() }.into()),
+        TxnOp::get(key(&Key::Epoch), None),
+    ]);
+    let counted = Txn::new().and_then([put(&stat, Stat::default().into())]);
+    let freed = Txn::new().and_then([TxnOp::delete(key(&holder), None)]);
+    let refused = Txn::new().when([absent]).or_else([]);
+    let (outcome, cost) = meter
+        .measure(async {
+            client.txn(taken).await?;
+            client.txn(refused).await?;
+            client.txn(counted).await?;
+            client.txn(freed).await?;
+            anyhow::Ok(())
+        })
+        .await?;
+    outcome?;
+    let expected = Cost {
+        calls: [("Txn".to_owned(), 3)].into(),
+        commits: 2,
+        puts: [("holder", 1), ("epoch", 1)].into(),
+        deletes: [("holder", 1)].into(),
+        reads: 3,
+    };
+    assert_eq!(cost, expected);
+    assert_eq!((cost.rounds(), cost.writes()), (3, 3));
+
+    // The same again costs the same, and nothing costs nothing.
+    let (_, nothing) = meter.measure(async {}).await?;
+    assert_eq!(nothing, Cost::default());
     Ok(())
 }
