@@ -5,13 +5,18 @@
 //! on etcd, the tests run it on the model of etcd.
 
 mod batcher;
+mod dialogue;
+mod flight;
 mod footprint;
 mod lower;
+mod marker;
 mod resolve;
 
-pub use batcher::{Abandoned, Ask, Batcher, Marker, Settled, Step, Told};
+pub use batcher::Batcher;
+pub use dialogue::{Abandoned, Ask, Settled, Step, Told};
 pub use footprint::{Footprint, Occupied, independent};
 pub use lower::{LeaseId, Prepared, lower};
+pub use marker::Marker;
 pub use resolve::Change;
 
 /// How many batches may be in flight at once. One costs a quarter of the throughput; four gain nothing.

@@ -4,14 +4,17 @@ mod belief;
 mod lease;
 mod leases;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use concordat_protocol::{
-    Answer, App, Key, Lease, Millis, Now, Plan, Range, SessionId,
+    Answer, App, Key, Lease, Millis, Now, Plan, Range, SessionId, Write,
     etcd::{Op, Txn},
     record,
 };
@@ -23,6 +26,7 @@ use crate::{
     CommitError, Config, Refusal,
     batch::{Abandoned, BatchRules, Batcher, FLUSHERS, LeaseId, Marker, Settled, lower},
     clock::Clock,
+    connection::back_off,
     exchange::Exchange,
     observer::Purpose,
     record::encode,
@@ -160,12 +164,7 @@ impl Live {
         patience: Millis,
     ) -> Result<Answer, CommitError> {
         for write in &plan.writes {
-            if let concordat_protocol::Write::Put(
-                _,
-                _,
-                lease @ (Lease::Ttl(of, _) | Lease::Retention(of, _)),
-            ) = write
-            {
+            if let Write::Put(_, _, lease @ (Lease::Ttl(of, _) | Lease::Retention(of, _))) = write {
                 if *of != self.session.id {
                     return Err(CommitError::SessionEnded);
                 }
@@ -174,7 +173,7 @@ impl Live {
         }
         let (ticket, answer) = oneshot::channel();
         let number = self.submit(plan, ticket)?;
-        let patience = std::time::Duration::from_millis(patience);
+        let patience = Duration::from_millis(patience);
         if let Ok(answer) = tokio::time::timeout(patience, answer).await {
             return answer.unwrap_or(Err(CommitError::Unknown("the store was closed".into())));
         }
@@ -215,6 +214,7 @@ impl Live {
 
     /// Sends what waits, batch after batch, until the session is over and nothing is in flight.
     pub(crate) async fn flush(self: Arc<Self>, exchange: Exchange, flusher: usize) {
+        let mut failures = 0;
         loop {
             // Whoever is about to submit does so now, and the batch is the larger for it.
             tokio::task::yield_now().await;
@@ -233,18 +233,16 @@ impl Live {
             if more {
                 self.rouse();
             }
-            let mut failures = 0;
             while let Some(asked) = ask {
                 let told = exchange.told(&asked).await;
                 let step = self.batcher.lock().told(flusher, told);
                 self.deliver(step.settled);
                 ask = step.ask;
                 if step.wait {
-                    tokio::time::sleep(std::time::Duration::from_millis(crate::connection::back_off(
-                        failures,
-                    )))
-                    .await;
+                    tokio::time::sleep(Duration::from_millis(back_off(failures))).await;
                     failures += 1;
+                } else {
+                    failures = 0;
                 }
             }
         }

@@ -1,19 +1,23 @@
 //! The group commit on the model of etcd, under faults: whatever it answers must be what some serial execution of the
 //! plans would have answered, and each of its rules must be needed.
 
-#[allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
+#[path = "batch/plans.rs"]
+mod plans;
 #[path = "batch/world.rs"]
 mod world;
 
-use concordat_protocol::{Key, Plan, Range, Record, etcd};
+use concordat_protocol::{Key, Plan, Range, etcd};
 use concordat_store::batch::{BatchRules, Footprint, Occupied, independent};
+use plans::{Choice, Model, plan};
 use proptest::{
     collection::vec,
     prelude::*,
     strategy::ValueTree,
     test_runner::{Config, TestRunner},
 };
-use world::{Choice, plan, simulate};
+use world::simulate;
 
 /// Steps of one history.
 const STEPS: usize = 160;
@@ -51,23 +55,23 @@ proptest! {
     ) {
         let (a, b) = (plan(a), plan(b));
         prop_assume!(independent(&Footprint::of(&a), &Footprint::of(&b)));
-        let mut etcd = etcd::Etcd::<Key, Range, Record>::default();
+        let mut etcd = Model::default();
         for choice in before {
-            let _ = etcd.txn(&world::lowered(plan(choice)).txn);
+            let _ = etcd.txn(&plans::lowered(plan(choice)).txn);
         }
-        let [a, b] = [a, b].map(|plan| world::lowered(plan).txn);
+        let [a, b] = [a, b].map(|plan| plans::lowered(plan).txn);
         let together = etcd::Txn {
             then: vec![etcd::Op::Txn(a.clone()), etcd::Op::Txn(b.clone())],
             ..etcd::Txn::default()
         };
         let (mut batch, mut ab, mut ba) = (etcd.clone(), etcd.clone(), etcd);
-        let batched = world::inside(batch.txn(&together));
-        let [first, second] = [&a, &b].map(|txn| world::shown(ab.txn(txn)));
-        let [third, fourth] = [&b, &a].map(|txn| world::shown(ba.txn(txn)));
+        let batched = plans::inside(batch.txn(&together));
+        let [first, second] = [&a, &b].map(|txn| plans::shown(ab.txn(txn)));
+        let [third, fourth] = [&b, &a].map(|txn| plans::shown(ba.txn(txn)));
         prop_assert_eq!(&batched, &vec![first, second]);
         prop_assert_eq!(&batched, &vec![fourth, third]);
-        prop_assert_eq!(world::contents(&batch), world::contents(&ab));
-        prop_assert_eq!(world::contents(&batch), world::contents(&ba));
+        prop_assert_eq!(plans::contents(&batch), plans::contents(&ab));
+        prop_assert_eq!(plans::contents(&batch), plans::contents(&ba));
     }
 }
 

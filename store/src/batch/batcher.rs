@@ -2,100 +2,17 @@
 
 use std::collections::VecDeque;
 
-use concordat_protocol::{
-    Answer, Key, Range, Record,
-    etcd::{Item, OpAnswer, Txn, TxnAnswer},
-};
-
 use super::{
-    BatchRules, FLUSHERS, MAX_BYTES, MAX_OPERATIONS, Occupied, Prepared,
-    resolve::{self, Change, Fate},
+    Abandoned, Ask, BatchRules, FLUSHERS, MAX_BYTES, MAX_OPERATIONS, Marker, Occupied, Prepared, Settled,
+    Step, Told,
+    flight::{Flight, Stage, Waiting, reason, revision_of},
+    resolve::{self, Fate},
 };
 use crate::{CommitError, Refusal};
 
 /// How many plans are passed over in search of one that may go: beyond, a long queue for one key would be searched
 /// from end to end for every batch.
 const MAX_PASSED: usize = 256;
-
-/// A flusher's marker: a key under the session's lease that every batch of the flusher changes, and compares.
-#[derive(Clone, Debug)]
-pub struct Marker<V> {
-    /// The marker.
-    pub key: Key,
-    /// What is put beside it when a batch is made void.
-    pub void: Key,
-    /// The record of both.
-    pub value: V,
-    /// The session's lease.
-    pub lease: i64,
-    /// Revision of the marker's last known change.
-    pub revision: i64,
-}
-
-/// What a flusher is to ask of etcd.
-#[derive(Clone, Debug)]
-pub enum Ask<V> {
-    /// Run a transaction that commits plans.
-    Commit(Txn<Key, Range, V>),
-    /// Run a transaction that makes one void.
-    Void(Txn<Key, Range, V>),
-    /// Every change of these two keys after the revision, up to the first one's deletion.
-    History([Key; 2], i64),
-    /// Read each range as it was at the revision.
-    ReadAt(Vec<(Range, i64)>),
-}
-
-/// What came of it.
-#[derive(Clone, Debug)]
-pub enum Told {
-    /// A transaction's answer, and the revision after it.
-    Txn(TxnAnswer<Key, Record>, i64),
-    /// The changes.
-    History(Vec<Change>),
-    /// What each range held.
-    Read(Vec<Vec<(Key, Item<Record>)>>),
-    /// No answer.
-    Refused(Refusal),
-}
-
-/// A plan that is done with.
-#[derive(Clone, Debug)]
-pub struct Settled<T> {
-    /// Who asked; `None` when it was told before that the outcome is unknown.
-    pub ticket: Option<T>,
-    /// What it is told.
-    pub result: Result<Answer, CommitError>,
-    /// [`Prepared::holdings`]
-    pub holdings: Vec<Key>,
-}
-
-/// What follows from what a flusher was told.
-#[derive(Debug)]
-pub struct Step<V, T> {
-    /// Plans that are done with.
-    pub settled: Vec<Settled<T>>,
-    /// What the flusher is to ask next; `None`: it is free.
-    pub ask: Option<Ask<V>>,
-    /// Whether etcd could not be asked, so that it is better to wait before it is asked again.
-    pub wait: bool,
-}
-
-impl<V, T> Default for Step<V, T> {
-    fn default() -> Self {
-        Self { settled: Vec::new(), ask: None, wait: false }
-    }
-}
-
-/// Where a plan is that its caller no longer wants to wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Abandoned {
-    /// It was waiting, and is forgotten.
-    Waiting,
-    /// It is on its way, and will be found out about.
-    InFlight,
-    /// It is done with.
-    Settled,
-}
 
 /// The group commit of one session.
 #[derive(Debug)]
@@ -106,35 +23,6 @@ pub struct Batcher<V, T> {
     next: u64,
     ended: bool,
     no_space: bool,
-}
-
-#[derive(Debug)]
-struct Waiting<V, T> {
-    number: u64,
-    plan: Prepared<V>,
-    ticket: Option<T>,
-    /// It may have been applied by an earlier sending, or still be: that it is refused now tells nothing.
-    resent: bool,
-}
-
-#[derive(Debug)]
-struct Flight<V, T> {
-    marker: Marker<V>,
-    stage: Stage,
-    plans: Vec<Waiting<V, T>>,
-    /// Further parts of a batch that etcd refused, to be sent before anything else.
-    parts: Vec<Vec<Waiting<V, T>>>,
-    /// The footprints of `plans` and `parts`.
-    occupied: Occupied,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Idle,
-    Sent { marked: bool },
-    Voiding,
-    Tracing,
-    Inspecting { revision: i64 },
 }
 
 impl<V: Clone, T> Batcher<V, T> {
@@ -406,115 +294,5 @@ impl<V: Clone, T> Batcher<V, T> {
                 self.waiting.push_front(one);
             }
         }
-    }
-}
-
-impl<V: Clone, T> Flight<V, T> {
-    fn send(&mut self, batch: Vec<Waiting<V, T>>, rules: BatchRules, no_space: bool) -> Ask<V> {
-        let puts = batch.iter().any(|one| one.plan.puts);
-        self.plans = batch;
-        self.stage = Stage::Sent { marked: rules.marker && (puts || !no_space) };
-        self.commit()
-    }
-
-    fn commit(&self) -> Ask<V> {
-        let plans: Vec<&Prepared<V>> = self.plans.iter().map(|one| &one.plan).collect();
-        Ask::Commit(self.marker.commit(&plans, self.stage == Stage::Sent { marked: true }))
-    }
-
-    /// What the stage asks, once more or for the first time.
-    fn ask_again(&self) -> Option<Ask<V>> {
-        match self.stage {
-            Stage::Idle => None,
-            Stage::Sent { .. } => Some(self.commit()),
-            Stage::Voiding => Some(Ask::Void(self.marker.void())),
-            Stage::Tracing => {
-                Some(Ask::History([self.marker.key.clone(), self.marker.void.clone()], self.marker.revision))
-            }
-            Stage::Inspecting { revision } => Some(Ask::ReadAt(
-                self.plans.iter().flat_map(|one| resolve::questions(&one.plan, revision)).collect(),
-            )),
-        }
-    }
-
-    /// etcd answered the batch.
-    fn landed(
-        &mut self,
-        marked: bool,
-        answer: TxnAnswer<Key, Record>,
-        revision: i64,
-        no_space: &mut bool,
-        step: &mut Step<V, T>,
-    ) {
-        let alone = self.plans.len() == 1;
-        let TxnAnswer { held, mut answers } = answer;
-        if marked && held {
-            self.marker.revision = revision;
-            *no_space = false;
-        }
-        if marked && !held {
-            // The plan's compares failed, or the marker's: the session is over.
-            match answers.pop().map_or(0, revision_of) {
-                0 => return self.settle(&Err(CommitError::SessionEnded), step),
-                revision if revision == self.marker.revision => {}
-                // Somewhere on its way the batch was sent twice: this is the answer to the second.
-                _ => {
-                    self.stage = Stage::Voiding;
-                    step.ask = self.ask_again();
-                    return;
-                }
-            }
-        }
-        if alone {
-            if let Some(one) = self.plans.pop() {
-                let answer = one.plan.answer(held, answers, revision);
-                step.settled.push(one.settle(answer));
-            }
-            return;
-        }
-        for (one, answer) in self.plans.drain(..).zip(answers) {
-            let answer = match answer {
-                OpAnswer::Txn(TxnAnswer { held, answers }) => one.plan.answer(held, answers, revision),
-                _ => Err(CommitError::Unknown("etcd answered something else than was asked".into())),
-            };
-            step.settled.push(one.settle(answer));
-        }
-    }
-
-    fn settle(&mut self, result: &Result<Answer, CommitError>, step: &mut Step<V, T>) {
-        step.settled.extend(self.plans.drain(..).map(|one| one.settle(result.clone())));
-    }
-}
-
-impl<V, T> Waiting<V, T> {
-    fn settle(self, result: Result<Answer, CommitError>) -> Settled<T> {
-        let result = match result {
-            Ok(answer) if answer.held => Ok(answer),
-            _ if self.resent => {
-                Err(CommitError::Unknown("etcd did not answer when it was sent first".into()))
-            }
-            result => result,
-        };
-        Settled { ticket: self.ticket, result, holdings: self.plan.holdings }
-    }
-}
-
-/// The revision of the one key that was read, 0 when it is absent.
-fn revision_of(answer: OpAnswer<Key, Record>) -> i64 {
-    match answer {
-        OpAnswer::Got(items) => items.first().map_or(0, |(_, item)| item.mod_revision),
-        _ => 0,
-    }
-}
-
-fn reason(refusal: &Refusal) -> &'static str {
-    match refusal {
-        Refusal::LeaseNotFound => "a lease that it needs has ended",
-        Refusal::DuplicateKey => "it puts a key twice, or puts and deletes it",
-        Refusal::Compacted => "a revision that it reads is compacted",
-        Refusal::TooLarge => "it is too large for etcd",
-        Refusal::NoSpace => "etcd has no space",
-        Refusal::Denied => "etcd's user may not do this",
-        Refusal::NotSent(_) | Refusal::Unknown(_) => "etcd cannot be reached",
     }
 }

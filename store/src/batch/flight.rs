@@ -1,0 +1,157 @@
+//! A batch on its way, from its sending to its last answer.
+
+use concordat_protocol::{
+    Answer, Key, Record,
+    etcd::{OpAnswer, TxnAnswer},
+};
+
+use super::{Ask, BatchRules, Marker, Occupied, Prepared, Settled, Step, resolve};
+use crate::{CommitError, Refusal};
+
+/// A plan and who waits for it.
+#[derive(Debug)]
+pub(super) struct Waiting<V, T> {
+    pub(super) number: u64,
+    pub(super) plan: Prepared<V>,
+    pub(super) ticket: Option<T>,
+    /// It may have been applied by an earlier sending, or still be: that it is refused now tells nothing.
+    pub(super) resent: bool,
+}
+
+/// What one flusher has in flight.
+#[derive(Debug)]
+pub(super) struct Flight<V, T> {
+    pub(super) marker: Marker<V>,
+    pub(super) stage: Stage,
+    pub(super) plans: Vec<Waiting<V, T>>,
+    /// Further parts of a batch that etcd refused, to be sent before anything else.
+    pub(super) parts: Vec<Vec<Waiting<V, T>>>,
+    /// The footprints of `plans` and `parts`.
+    pub(super) occupied: Occupied,
+}
+
+/// What a flusher waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing.
+    Idle,
+    /// The answer to its batch.
+    Sent { marked: bool },
+    /// That its batch is void, or was applied.
+    Voiding,
+    /// What its marker went through before it was gone.
+    Tracing,
+    /// What its batch, applied at this revision, found.
+    Inspecting { revision: i64 },
+}
+
+impl<V: Clone, T> Flight<V, T> {
+    pub(super) fn send(&mut self, batch: Vec<Waiting<V, T>>, rules: BatchRules, no_space: bool) -> Ask<V> {
+        let puts = batch.iter().any(|one| one.plan.puts);
+        self.plans = batch;
+        self.stage = Stage::Sent { marked: rules.marker && (puts || !no_space) };
+        self.commit()
+    }
+
+    fn commit(&self) -> Ask<V> {
+        let plans: Vec<&Prepared<V>> = self.plans.iter().map(|one| &one.plan).collect();
+        Ask::Commit(self.marker.commit(&plans, self.stage == Stage::Sent { marked: true }))
+    }
+
+    /// What the stage asks, once more or for the first time.
+    pub(super) fn ask_again(&self) -> Option<Ask<V>> {
+        match self.stage {
+            Stage::Idle => None,
+            Stage::Sent { .. } => Some(self.commit()),
+            Stage::Voiding => Some(Ask::Void(self.marker.void())),
+            Stage::Tracing => {
+                Some(Ask::History([self.marker.key.clone(), self.marker.void.clone()], self.marker.revision))
+            }
+            Stage::Inspecting { revision } => Some(Ask::ReadAt(
+                self.plans.iter().flat_map(|one| resolve::questions(&one.plan, revision)).collect(),
+            )),
+        }
+    }
+
+    /// etcd answered the batch.
+    pub(super) fn landed(
+        &mut self,
+        marked: bool,
+        answer: TxnAnswer<Key, Record>,
+        revision: i64,
+        no_space: &mut bool,
+        step: &mut Step<V, T>,
+    ) {
+        let alone = self.plans.len() == 1;
+        let TxnAnswer { held, mut answers } = answer;
+        if marked && held {
+            self.marker.revision = revision;
+            *no_space = false;
+        }
+        if marked && !held {
+            // The plan's compares failed, or the marker's: the session is over.
+            match answers.pop().map_or(0, revision_of) {
+                0 => return self.settle(&Err(CommitError::SessionEnded), step),
+                revision if revision == self.marker.revision => {}
+                // Somewhere on its way the batch was sent twice: this is the answer to the second.
+                _ => {
+                    self.stage = Stage::Voiding;
+                    step.ask = self.ask_again();
+                    return;
+                }
+            }
+        }
+        if alone {
+            if let Some(one) = self.plans.pop() {
+                let answer = one.plan.answer(held, answers, revision);
+                step.settled.push(one.settle(answer));
+            }
+            return;
+        }
+        for (one, answer) in self.plans.drain(..).zip(answers) {
+            let answer = match answer {
+                OpAnswer::Txn(TxnAnswer { held, answers }) => one.plan.answer(held, answers, revision),
+                _ => Err(CommitError::Unknown("etcd answered something else than was asked".into())),
+            };
+            step.settled.push(one.settle(answer));
+        }
+    }
+
+    pub(super) fn settle(&mut self, result: &Result<Answer, CommitError>, step: &mut Step<V, T>) {
+        step.settled.extend(self.plans.drain(..).map(|one| one.settle(result.clone())));
+    }
+}
+
+impl<V, T> Waiting<V, T> {
+    pub(super) fn settle(self, result: Result<Answer, CommitError>) -> Settled<T> {
+        let result = match result {
+            Ok(answer) if answer.held => Ok(answer),
+            _ if self.resent => {
+                Err(CommitError::Unknown("etcd did not answer when it was sent first".into()))
+            }
+            result => result,
+        };
+        Settled { ticket: self.ticket, result, holdings: self.plan.holdings }
+    }
+}
+
+/// The revision of the one key that was read, 0 when it is absent.
+pub(super) fn revision_of(answer: OpAnswer<Key, Record>) -> i64 {
+    match answer {
+        OpAnswer::Got(items) => items.first().map_or(0, |(_, item)| item.mod_revision),
+        _ => 0,
+    }
+}
+
+/// A definite refusal in words.
+pub(super) fn reason(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::LeaseNotFound => "a lease that it needs has ended",
+        Refusal::DuplicateKey => "it puts a key twice, or puts and deletes it",
+        Refusal::Compacted => "a revision that it reads is compacted",
+        Refusal::TooLarge => "it is too large for etcd",
+        Refusal::NoSpace => "etcd has no space",
+        Refusal::Denied => "etcd's user may not do this",
+        Refusal::NotSent(_) | Refusal::Unknown(_) => "etcd cannot be reached",
+    }
+}
