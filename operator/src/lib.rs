@@ -5,12 +5,23 @@
 //! `status` (pure: what was read of etcd to status) → the status is patched where it changed. The operator decides
 //! nothing about a transaction, a lock or a message: sidecars go on without it.
 
+pub mod admin;
 pub mod age;
+pub mod args;
+pub mod cleanup;
 pub mod conditions;
+pub mod controller;
+pub mod etcd;
+pub mod events;
 pub mod invalid;
+pub mod kind;
+pub mod leader;
 pub mod lock;
+pub mod metrics;
 pub mod queue;
+pub mod run;
 pub mod transaction;
+pub mod wake;
 
 pub use conditions::Standing;
 pub use invalid::Invalid;

@@ -5,7 +5,11 @@ use concordat_crds::{
     conditions::{CONTENDED, reason},
     lock::LockHolder,
 };
-use concordat_protocol::{Answer, Key, Kind, Millis, Name, Range, Record, session::counter};
+use concordat_protocol::{
+    Answer, Key, Kind, Millis, Name, Range, Record,
+    lock::{Fence, Holder},
+    session::counter,
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -34,7 +38,7 @@ pub struct Held {
     /// The key.
     pub key: String,
     /// Its holder.
-    pub holder: concordat_protocol::lock::Holder,
+    pub holder: Holder,
     /// The fence of this grant.
     pub fence: u64,
 }
@@ -53,7 +57,7 @@ impl State {
                 (Key::Holder { key, .. }, Record::Holder(holder)) => state.holders.push(Held {
                     key: key.to_string(),
                     holder: holder.clone(),
-                    fence: fence(entry.mod_revision),
+                    fence: Fence::new(entry.mod_revision, 0, 0).map_or(0, Fence::get),
                 }),
                 (_, Record::Stat(stat)) => {
                     state.waiters += stat.get(counter::WAITERS);
@@ -98,11 +102,6 @@ fn counts(state: &State, now: Timestamp) -> LockStatus {
     }
 }
 
-/// The fence of a grant by the record's mod revision: room for local re-grants within one revision.
-fn fence(mod_revision: i64) -> u64 {
-    (mod_revision as u64) << 10
-}
-
 fn shown(held: &Held) -> LockHolder {
     LockHolder {
         key: held.key.clone(),
@@ -116,7 +115,7 @@ fn shown(held: &Held) -> LockHolder {
 #[cfg(test)]
 mod tests {
     use concordat_crds::lock::LockSpec;
-    use concordat_protocol::{Entry, lock::Holder, session::Stat};
+    use concordat_protocol::{Entry, session::Stat};
     use serde_json::{Value, json};
 
     use super::*;

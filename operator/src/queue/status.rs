@@ -8,7 +8,7 @@ use concordat_crds::{
 };
 use concordat_protocol::{
     Entry, Key, Kind, Millis, Name, Range, Record,
-    queue::{Claim, Fate, Progress, SegmentId, Stage},
+    queue::{Claim, Fate, Progress, Segment, SegmentId, Stage},
     session::counter,
 };
 use jiff::Timestamp;
@@ -59,10 +59,10 @@ impl State {
         ]
     }
 
-    /// From the keys in [`State::listed`] with their create revisions, the records in [`State::ranges`], and the
+    /// From the keys in [`State::listed`] with their create revisions, and the records in [`State::ranges`] and of the
     /// oldest segment ([`State::oldest`]), at a time in milliseconds since the Unix epoch. The reads may be of
     /// different revisions: a status says about how many.
-    pub fn of(keys: &[(Key, i64)], records: &[Entry], oldest: Option<&Entry>, now: Millis) -> Self {
+    pub fn of(keys: &[(Key, i64)], records: &[Entry], now: Millis) -> Self {
         let mut state = Self::default();
         let mut parts: BTreeMap<(u32, SegmentId), Part> = BTreeMap::new();
         for (key, _) in keys {
@@ -94,18 +94,7 @@ impl State {
         for part in parts.values() {
             state.count(part, now);
         }
-        if let Some(Entry {
-            key: Key::Segment { partition, segment, .. }, record: Record::Segment(of), ..
-        }) = oldest
-        {
-            let fates = parts.get(&(*partition, segment.clone())).map(|part| &part.progress.fates);
-            let over = |place: usize| fates.and_then(|fates| fates.get(place)).is_some_and(finished);
-            state.oldest = (0..)
-                .zip(&of.messages)
-                .filter(|(place, _)| !over(*place))
-                .map(|(_, message)| message.published)
-                .min();
-        }
+        state.oldest = records.iter().filter_map(|entry| oldest_left(entry, &parts)).min();
         state
     }
 
@@ -138,6 +127,21 @@ impl State {
         let over = |place: u32| part.progress.fates.get(place as usize).is_some_and(finished);
         self.in_flight += part.in_delivery.iter().filter(|place| !over(**place)).count() as u64;
     }
+}
+
+/// When the oldest message of a segment that is not finished was published.
+fn oldest_left(entry: &Entry, parts: &BTreeMap<(u32, SegmentId), Part>) -> Option<Millis> {
+    let (Key::Segment { partition, segment, .. }, Record::Segment(Segment { messages })) =
+        (&entry.key, &entry.record)
+    else {
+        return None;
+    };
+    let fates = &parts.get(&(*partition, segment.clone()))?.progress.fates;
+    (0..)
+        .zip(messages)
+        .filter(|(place, _): &(usize, _)| !fates.get(*place).is_some_and(finished))
+        .map(|(_, message)| message.published)
+        .min()
 }
 
 fn finished(fate: &Fate) -> bool {
@@ -191,10 +195,7 @@ fn dead_letters(count: u64) -> Fact {
 #[cfg(test)]
 mod tests {
     use concordat_crds::queue::QueueSpec;
-    use concordat_protocol::{
-        queue::{Message, Segment},
-        session::Stat,
-    };
+    use concordat_protocol::{queue::Message, session::Stat};
     use serde_json::json;
 
     use super::*;
@@ -250,6 +251,10 @@ mod tests {
     #[test]
     fn every_count_comes_from_what_was_read() {
         use Stage::{Acknowledged, Delivered, GivenUp, Waiting};
+        let published = |at| Message { published: at, ..Message::default() };
+        let oldest = Segment {
+            messages: vec![published(10_000), published(40_000), published(39_000), published(60_000)],
+        };
         let dead = Key::Dead { queue: "jobs".into(), partition: 0, segment: id(9, 1), index: 0 };
         let keys = [(segment(1, 5), 20), (segment(2, 4), 10), (dead, 5)];
         let records = [
@@ -266,15 +271,9 @@ mod tests {
             stat("a", 1),
             stat("b", 0),
             stat("c", 1),
+            entry(segment(2, 4), oldest),
         ];
-        let published = |at| Message { published: at, ..Message::default() };
-        let oldest = entry(
-            segment(2, 4),
-            Segment {
-                messages: vec![published(10_000), published(40_000), published(39_000), published(60_000)],
-            },
-        );
-        let state = State::of(&keys, &records, Some(&oldest), 100_000);
+        let state = State::of(&keys, &records, 100_000);
         assert_eq!(
             state,
             State {
@@ -316,7 +315,7 @@ mod tests {
         // The segment is gone from the listing, its progress and claim are still there; and one that says more
         // is finished than was stored.
         let records = [progress(1, 2, &[(Stage::Waiting, 0), (Stage::Delivered, 0)]), claim(1, 2, &[0, 1])];
-        let state = State::of(&[], &records, None, 0);
+        let state = State::of(&[], &records, 0);
         assert_eq!(state, State::default());
         assert_eq!(State { stored: 1, finished: 2, in_flight: 3, ..State::default() }.ready(), 0);
     }

@@ -7,16 +7,16 @@ use concordat_crds::{
     transaction::{Participant as Declared, Protocol as Wanted, Retry, Run},
 };
 use concordat_protocol::{
-    Branch,
+    Branch, Now,
     definition::Backoff,
-    transaction::{Participant, Protocol, Settings},
+    transaction::{
+        Participant, Protocol, Settings,
+        plans::{self, MAX_INPUT},
+    },
 };
 use serde_json::{Map, Value};
 
 use crate::invalid::{Invalid, dns_label, duration, hours, milliseconds, seconds, unique, within};
-
-/// The largest input, as JSON text, in bytes: that of a transaction, and that of all participants together.
-const MAX_INPUT: usize = 256 * 1024;
 
 /// The settings that sidecars get, or what to change.
 pub fn compile(object: &DistributedTransaction) -> Result<Settings, Invalid> {
@@ -38,13 +38,6 @@ pub fn compile(object: &DistributedTransaction) -> Result<Settings, Invalid> {
         })
         .collect::<Result<Vec<_>, _>>()?;
     acyclic(&participants)?;
-    let own: usize = participants.iter().filter_map(|of| of.input.as_ref()).map(String::len).sum();
-    if own > MAX_INPUT {
-        return Err(Invalid::new(
-            "spec.participants[*].input",
-            format!("must come to at most {MAX_INPUT} bytes of JSON together, not {own}"),
-        ));
-    }
     match (run, input) {
         (Run::Once, None) => {
             return Err(Invalid::new("spec.input", "must be there: run Once needs an input"));
@@ -60,13 +53,18 @@ pub fn compile(object: &DistributedTransaction) -> Result<Settings, Invalid> {
         }
         (Run::OnDemand, None) => 0,
     };
-    Ok(Settings {
+    let settings = Settings {
         protocol,
         participants,
         timeout: duration("spec.timeout", *timeout, milliseconds(100)..=hours(168))?,
         once: *run == Run::Once,
         retention: duration("spec.retention", *retention, seconds(1)..=hours(720))?,
-    })
+    };
+    let largest =
+        plans::new("".into(), &settings, 0, input.as_ref().map(text).unwrap_or_default(), Now::default());
+    plans::check_size(&largest)
+        .map_err(|refused| Invalid::new("spec.participants", format!("must be less: {refused}")))?;
+    Ok(settings)
 }
 
 fn participant(
@@ -248,7 +246,7 @@ mod tests {
         let label = "must be a DNS label of at most 63 characters: lower-case letters, digits and '-', beginning and \
                      ending with a letter or digit";
         let big = json!({ "x": "y".repeat(MAX_INPUT) });
-        let half = json!({ "x": "y".repeat(MAX_INPUT / 2) });
+        let huge = json!({ "x": "y".repeat(700_000) });
         let size = MAX_INPUT + r#"{"x":""}"#.len();
         let saga = |after: [Value; 3]| {
             let [a, b, c] = after;
@@ -329,10 +327,17 @@ mod tests {
             ),
             (
                 transaction(json!({ "protocol": "TwoPhaseCommit", "participants": [
-                    { "name": "a", "app": "a", "input": half.clone() }, { "name": "b", "app": "b", "input": half },
+                    { "name": "a", "app": "a", "input": huge.clone() }, { "name": "b", "app": "b", "input": huge },
                 ]})),
-                "spec.participants[*].input must come to at most 262144 bytes of JSON together, not 262160"
+                "spec.participants must be less: the transaction with its branches' inputs and results may come to \
+                 1437956 bytes, 1300000 are allowed"
                     .to_owned(),
+            ),
+            (
+                transaction(json!({ "protocol": "TwoPhaseCommit", "participants": (0..59)
+                    .map(|n| json!({ "name": format!("p{n}"), "app": "a" }))
+                    .collect::<Vec<_>>() })),
+                "spec.participants must be less: a transaction has at most 58 branches, this one has 59".to_owned(),
             ),
         ] {
             assert_eq!(compile(&object).unwrap_err().to_string(), refusal);

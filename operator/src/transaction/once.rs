@@ -2,9 +2,9 @@
 
 use concordat_crds::DistributedTransaction;
 use concordat_protocol::{
-    Key, Kind, Lease, Millis, Name, Plan, SessionId,
+    Key, Kind, Lease, Name, Now, Plan, SessionId,
     session::{Stat, counter},
-    transaction::{BranchRecord, Settings, Stage, Transaction, once_id},
+    transaction::{Settings, once_id, plans},
 };
 
 use super::compile::text;
@@ -18,42 +18,16 @@ pub(super) fn mark(name: &Name) -> Key {
 /// Hands the transaction of `object` to the sidecars: puts it without a coordinator, for the first one that finds it.
 /// Nothing is put if it was ever handed over before, is there, or is remembered, nor under another definition than the
 /// one created at revision `definition`. The operator takes no further part in it.
-pub fn hand_over(object: &DistributedTransaction, settings: &Settings, definition: i64, now: Millis) -> Plan {
+pub fn hand_over(object: &DistributedTransaction, settings: &Settings, definition: i64, now: Now) -> Plan {
     let name: Name = object.metadata.name.as_deref().unwrap_or_default().into();
     let id = once_id(object.metadata.uid.as_deref().unwrap_or_default());
-    let branches = settings
-        .participants
-        .iter()
-        .map(|participant| BranchRecord {
-            participant: participant.clone(),
-            item: None,
-            stage: Stage::Preparing,
-            result: String::new(),
-            attempts: 0,
-            notes: Vec::new(),
-        })
-        .collect();
-    let transaction = Transaction {
-        name: name.clone(),
-        definition,
-        input: object.spec.input.as_ref().map(text).unwrap_or_default(),
-        coordinator: None,
-        former: Vec::new(),
-        deadline: 0,
-        timeout: settings.timeout,
-        retention: settings.retention,
-        began: now,
-        decision: None,
-        reason: String::new(),
-        branches,
-    };
-    Plan::new()
-        .absent(mark(&name))
-        .absent(Key::Transaction(id.clone()))
-        .absent(Key::Done(id.clone()))
-        .same_life(Key::Definition { kind: Kind::Transaction, name: name.clone() }, definition)
-        .put(Key::Transaction(id), transaction, Lease::Forever)
-        .put(mark(&name), Stat { counters: vec![(counter::BEGUN.into(), 1)] }, Lease::Forever)
+    let input = object.spec.input.as_ref().map(text).unwrap_or_default();
+    let transaction = plans::new(name.clone(), settings, definition, input, now);
+    plans::hand_over(&id, transaction).absent(mark(&name)).put(
+        mark(&name),
+        Stat { counters: vec![(counter::BEGUN.into(), 1)] },
+        Lease::Forever,
+    )
 }
 
 #[cfg(test)]
@@ -61,6 +35,7 @@ mod tests {
     use concordat_protocol::{
         Record, Write,
         etcd::{Etcd, Op, Txn},
+        transaction::Stage,
     };
     use serde_json::json;
 
@@ -105,7 +80,7 @@ mod tests {
     }
 
     fn plan(definition: i64) -> Plan {
-        hand_over(&object(), &compile(&object()).unwrap(), definition, 42)
+        hand_over(&object(), &compile(&object()).unwrap(), definition, Now { monotonic: 0, unix: 42 })
     }
 
     #[test]

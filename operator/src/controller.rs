@@ -1,0 +1,391 @@
+//! The pipeline that every kind goes through: compile → definition → status → patch; or, for a deleted object, cleanup.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use concordat_crds::names::FINALIZER;
+use concordat_protocol::{Definition, Now};
+use futures::{Stream, StreamExt, TryStreamExt, future::BoxFuture, stream};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DynamicObject, ObjectMeta, Patch, PatchParams},
+    core::{ApiResource, DeserializeGuard, object::HasStatus},
+    runtime::{
+        WatchStreamExt,
+        controller::{self, Action},
+        events::Recorder,
+        reflector::{self, ObjectRef},
+        watcher,
+    },
+};
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Invalid, Standing, cleanup, conditions,
+    etcd::{self, Term},
+    events,
+    kind::Kind,
+    metrics::Metrics,
+    wake::{Named, Namespaces},
+};
+
+/// An object is looked at, and its status written, at most this often.
+const PACE: Duration = Duration::from_secs(2);
+/// How soon an object is looked at again whose status changes as time passes.
+const SOON: Duration = Duration::from_secs(5);
+/// How soon an object is looked at again that nothing happened to.
+const SELDOM: Duration = Duration::from_mins(5);
+/// How soon a failed pass is repeated, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+/// Objects of one kind that are worked on at a time.
+const CONCURRENCY: u16 = 8;
+
+type Guarded<K> = DeserializeGuard<<K as Kind>::Object>;
+
+/// Why a pass failed; it is repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// etcd.
+    #[error("etcd: {0}")]
+    Etcd(#[from] etcd::Error),
+    /// The Kubernetes API.
+    #[error("Kubernetes: {0}")]
+    Kubernetes(#[from] kube::Error),
+}
+
+impl From<concordat_store::CommitError> for Error {
+    fn from(error: concordat_store::CommitError) -> Self {
+        Self::Etcd(error.into())
+    }
+}
+
+/// What all kinds share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Kubernetes.
+    pub client: Client,
+    /// etcd.
+    pub term: Arc<Term>,
+    /// For events.
+    pub recorder: Recorder,
+    /// For counting.
+    pub metrics: Arc<Metrics>,
+    /// The one namespace that is watched, or all.
+    pub namespace: Option<String>,
+    /// Those in which there are objects.
+    pub namespaces: Arc<Namespaces>,
+}
+
+struct Context<K: Kind> {
+    shared: Shared,
+    /// By uid.
+    known: Mutex<HashMap<String, Known<K>>>,
+}
+
+/// What is known of an object besides what the API server says.
+struct Known<K: Kind> {
+    memory: K::Memory,
+    /// The status written last: what the watch shows may be older.
+    status: Option<K::Status>,
+    /// When it was written.
+    wrote: Option<Instant>,
+    /// When the object was looked at, and at which generation.
+    looked: Option<(Instant, Option<i64>)>,
+    failures: u32,
+}
+
+impl<K: Kind> Default for Known<K> {
+    fn default() -> Self {
+        Self { memory: K::Memory::default(), status: None, wrote: None, looked: None, failures: 0 }
+    }
+}
+
+/// Runs one kind's pipeline until `end`. `changed` names objects of which something was written in etcd: namespace and
+/// name.
+pub async fn run<K: Kind>(
+    shared: Shared,
+    changed: impl Stream<Item = Named> + Send + 'static,
+    end: CancellationToken,
+) {
+    let api: Api<Guarded<K>> = match &shared.namespace {
+        Some(namespace) => Api::namespaced(shared.client.clone(), namespace),
+        None => Api::all(shared.client.clone()),
+    };
+    let (reader, writer) = reflector::store();
+    let objects = watcher(api, watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .touched_objects()
+        .map_ok(|object| ObjectRef::from_obj(&object));
+    let changed = changed.map(|(namespace, name)| Ok(ObjectRef::new(&name).within(&namespace)));
+    let queue = stream::select(objects, changed).take_until(end.cancelled_owned());
+    let context = Arc::new(Context::<K> { shared, known: Mutex::default() });
+    let config = controller::Config::default().concurrency(CONCURRENCY);
+    controller::applier(pass_boxed::<K>, retry::<K>, context, reader, queue.boxed(), config)
+        .for_each(|result| async move {
+            match result {
+                // An object that is gone by the time its turn comes.
+                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(error) => tracing::warn!(kind = K::NAME, %error, "a pass failed"),
+            }
+        })
+        .await;
+}
+
+fn pass_boxed<K: Kind>(
+    object: Arc<Guarded<K>>,
+    context: Arc<Context<K>>,
+) -> BoxFuture<'static, Result<Action, Error>> {
+    Box::pin(async move {
+        let started = Instant::now();
+        let result = pass(&object, &context).await;
+        context.shared.metrics.passed(K::NAME, result.is_ok(), started.elapsed());
+        if result.is_ok() {
+            context.knows(object.meta(), |known| known.failures = 0);
+        }
+        result
+    })
+}
+
+fn retry<K: Kind>(object: Arc<Guarded<K>>, _: &Error, context: Arc<Context<K>>) -> Action {
+    let (first, most) = RETRY;
+    let failures = context.knows(object.meta(), |known| {
+        known.failures += 1;
+        known.failures
+    });
+    Action::requeue(first.saturating_mul(1 << (failures - 1).min(6)).min(most))
+}
+
+async fn pass<K: Kind>(guarded: &Guarded<K>, context: &Context<K>) -> Result<Action, Error> {
+    let meta = guarded.meta();
+    let object = guarded.0.as_ref();
+    if meta.deletion_timestamp.is_some() {
+        return if has_finalizer(meta) {
+            collect(meta, object.ok(), context).await
+        } else {
+            Ok(Action::await_change())
+        };
+    }
+    context.shared.namespaces.add(meta.namespace.as_deref().unwrap_or_default());
+    let object = match object {
+        Ok(object) => object,
+        Err(invalid) => return unreadable(meta, &invalid.error, context).await,
+    };
+    let now = Instant::now();
+    let early = context.knows(meta, |known| match known.looked {
+        Some((at, generation)) if generation == meta.generation && at + PACE > now => Some(at + PACE - now),
+        _ => {
+            known.looked = Some((now, meta.generation));
+            None
+        }
+    });
+    if let Some(wait) = early {
+        return Ok(Action::requeue(wait));
+    }
+    if !has_finalizer(meta) {
+        let finalizers = meta.finalizers.iter().flatten().cloned().chain([FINALIZER.into()]).collect();
+        context.set_finalizers(meta, finalizers).await?;
+    }
+    match enforce(object, context).await {
+        Ok((standing, state)) => tell(object, &standing, Some(&state), context).await,
+        Err(Error::Etcd(etcd::Error::Etcd(error))) => {
+            tell(object, &Standing::Unavailable(error.to_string()), None, context).await?;
+            Err(error.into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Brings etcd to what the object says, and reads what is there.
+async fn enforce<K: Kind>(object: &K::Object, context: &Context<K>) -> Result<(Standing, K::State), Error> {
+    let term = &context.shared.term;
+    let namespace = object.namespace().unwrap_or_default();
+    let settings = match K::compile(object) {
+        Ok(settings) => settings,
+        Err(invalid) => {
+            return Ok((Standing::Invalid(invalid), K::look(term.admin(), &namespace, object).await?));
+        }
+    };
+    let definition = Definition {
+        uid: object.uid().unwrap_or_default(),
+        generation: object.meta().generation.unwrap_or_default(),
+        settings: settings.clone(),
+    };
+    let name = object.name_any().into();
+    let Some(created) = term.define(&namespace, K::KIND, &name, definition).await? else {
+        // An object of this name was removed without its finalizer: what it left goes first.
+        let left = term.definition(&namespace, K::KIND, &name).await?.map(|(_, definition)| definition.uid);
+        let former = ObjectMeta { uid: left, ..object.meta().clone() };
+        let awaited = cleanup::pass::<K>(term, &former).await?;
+        let what = awaited.unwrap_or_else(|| "it is removed".into());
+        let standing = Standing::Deleting(format!("an earlier object of this name left state: {what}"));
+        return Ok((standing, K::look(term.admin(), &namespace, object).await?));
+    };
+    if let Some(what) = K::unsupported(object, &settings) {
+        return Ok((Standing::NotSupported(what), K::look(term.admin(), &namespace, object).await?));
+    }
+    let mut state = K::look(term.admin(), &namespace, object).await?;
+    let now = Now { monotonic: 0, unix: Timestamp::now().as_millisecond() as u64 };
+    if let Some(plan) = K::begin(object, &state, &settings, created, now) {
+        term.write(&namespace, plan).await?;
+        state = K::look(term.admin(), &namespace, object).await?;
+    }
+    Ok((Standing::Accepted, state))
+}
+
+/// Removes what a deleted object left, then lets it go.
+async fn collect<K: Kind>(
+    meta: &ObjectMeta,
+    object: Option<&K::Object>,
+    context: &Context<K>,
+) -> Result<Action, Error> {
+    let Some(awaited) = cleanup::pass::<K>(&context.shared.term, meta).await? else {
+        let others = meta.finalizers.iter().flatten().filter(|name| *name != FINALIZER).cloned().collect();
+        context.set_finalizers(meta, others).await?;
+        context.known.lock().remove(meta.uid.as_deref().unwrap_or_default());
+        return Ok(Action::await_change());
+    };
+    if let Some(object) = object {
+        let namespace = object.namespace().unwrap_or_default();
+        let state = K::look(context.shared.term.admin(), &namespace, object).await?;
+        tell(object, &Standing::Deleting(awaited), Some(&state), context).await?;
+    }
+    Ok(Action::requeue(PACE))
+}
+
+/// Tells where the object stands, if that changed.
+async fn tell<K: Kind>(
+    object: &K::Object,
+    standing: &Standing,
+    state: Option<&K::State>,
+    context: &Context<K>,
+) -> Result<Action, Error> {
+    let now = Instant::now();
+    let shown = object.status().cloned();
+    let (before, status, wait) = context.knows(object.meta(), |known| {
+        let mut last = object.clone();
+        if let Some(status) = &known.status {
+            *last.status_mut() = Some(status.clone());
+        }
+        let before = last.status().cloned();
+        let status = K::status(&last, standing, state, &mut known.memory, Timestamp::now());
+        let wait = known.wrote.map(|wrote| (wrote + PACE).saturating_duration_since(now)).unwrap_or_default();
+        (before, status, wait)
+    });
+    if before.as_ref() != Some(&status) || shown.as_ref() != Some(&status) {
+        if !wait.is_zero() {
+            return Ok(Action::requeue(wait));
+        }
+        context.patch_status(object.meta(), &json!(status)).await?;
+        context.knows(object.meta(), |known| {
+            known.status = Some(status.clone());
+            known.wrote = Some(Instant::now());
+        });
+        let before = before.as_ref().map(K::conditions).unwrap_or_default();
+        context.publish(object.meta(), before, K::conditions(&status)).await;
+    }
+    Ok(Action::requeue(if K::moves(&status) { SOON } else { SELDOM }))
+}
+
+/// Tells of an object that is not of its kind's form; its definition, if it ever had one, stays in force.
+async fn unreadable<K: Kind>(meta: &ObjectMeta, error: &str, context: &Context<K>) -> Result<Action, Error> {
+    let (namespace, name) =
+        (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+    let resource = ApiResource::erase::<K::Object>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(context.shared.client.clone(), namespace, &resource);
+    let Some(object) = api.get_opt(name).await? else { return Ok(Action::await_change()) };
+    let before: Vec<Condition> = object
+        .data
+        .pointer("/status/conditions")
+        .and_then(|conditions| serde_json::from_value(conditions.clone()).ok())
+        .unwrap_or_default();
+    let generation = object.metadata.generation.unwrap_or_default();
+    let standing =
+        Standing::Invalid(Invalid::new("the object", format!("must be of its kind's form: {error}")));
+    let now = conditions::merge(&before, vec![standing.fact()], generation, Timestamp::now());
+    if now != before {
+        // Not by server-side apply, which refuses an object that is not of its schema.
+        let patch = json!({ "status": { "observedGeneration": generation, "conditions": now } });
+        let params = PatchParams { field_manager: Some(status_manager::<K>()), ..PatchParams::default() };
+        api.patch_status(name, &params, &Patch::Merge(patch)).await?;
+        context.publish(meta, &before, &now).await;
+    }
+    Ok(Action::await_change())
+}
+
+fn status_manager<K: Kind>() -> String {
+    format!("concordat-operator/{}-status", K::NAME)
+}
+
+fn has_finalizer(meta: &ObjectMeta) -> bool {
+    meta.finalizers.iter().flatten().any(|name| name == FINALIZER)
+}
+
+impl<K: Kind> Context<K> {
+    fn knows<T>(&self, meta: &ObjectMeta, with: impl FnOnce(&mut Known<K>) -> T) -> T {
+        with(self.known.lock().entry(meta.uid.clone().unwrap_or_default()).or_default())
+    }
+
+    fn api(&self, meta: &ObjectMeta) -> Api<K::Object> {
+        Api::namespaced(self.shared.client.clone(), meta.namespace.as_deref().unwrap_or_default())
+    }
+
+    /// Sets the object's finalizers, if it is still as known.
+    async fn set_finalizers(&self, meta: &ObjectMeta, finalizers: Vec<String>) -> Result<(), Error> {
+        let patch =
+            json!({ "metadata": { "finalizers": finalizers, "resourceVersion": meta.resource_version } });
+        let params = PatchParams {
+            field_manager: Some("concordat-operator/finalizer".into()),
+            ..PatchParams::default()
+        };
+        let name = meta.name.as_deref().unwrap_or_default();
+        match self.api(meta).patch_metadata(name, &params, &Patch::Merge(patch)).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            result => Ok(result.map(drop)?),
+        }
+    }
+
+    async fn patch_status(&self, meta: &ObjectMeta, status: &serde_json::Value) -> Result<(), Error> {
+        let name = meta.name.as_deref().unwrap_or_default();
+        let patch = json!({
+            "apiVersion": K::Object::api_version(&()),
+            "kind": K::Object::kind(&()),
+            // An object of the same name made since must not get this status.
+            "metadata": { "name": name, "uid": meta.uid },
+            "status": status,
+        });
+        let params = PatchParams::apply(&status_manager::<K>()).force();
+        let resource = ApiResource::erase::<K::Object>(&());
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let api: Api<DynamicObject> = Api::namespaced_with(self.shared.client.clone(), namespace, &resource);
+        match api.patch_status(name, &params, &Patch::Apply(patch)).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            result => {
+                result?;
+                self.shared.metrics.patched(K::NAME);
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells events; one that cannot be told is not worth a failed pass.
+    async fn publish(&self, meta: &ObjectMeta, before: &[Condition], now: &[Condition]) {
+        let reference = k8s_openapi::api::core::v1::ObjectReference {
+            api_version: Some(K::Object::api_version(&()).into()),
+            kind: Some(K::Object::kind(&()).into()),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+            ..Default::default()
+        };
+        for event in events::changes(before, now) {
+            if let Err(error) = self.shared.recorder.publish(&event, &reference).await {
+                tracing::warn!(%error, reason = event.reason, "an event could not be told");
+            }
+        }
+    }
+}

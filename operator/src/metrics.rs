@@ -1,0 +1,112 @@
+//! What the operator counts of itself, for Prometheus.
+
+use std::{fmt, time::Duration};
+
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// Upper bounds of the time that one pass over an object takes, seconds.
+const BUCKETS: [f64; 8] = [0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Pass {
+    kind: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfKind {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Write {
+    result: &'static str,
+}
+
+fn histogram() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
+/// The operator's metrics, `concordat_operator_*`. None is labelled by object.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    leading: Gauge,
+    passes: Family<Pass, Counter>,
+    seconds: Family<OfKind, Histogram>,
+    statuses: Family<OfKind, Counter>,
+    writes: Family<Write, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("concordat_operator");
+        let leading = Gauge::default();
+        let passes = Family::default();
+        let seconds = Family::new_with_constructor(histogram as fn() -> Histogram);
+        let statuses = Family::default();
+        let writes = Family::default();
+        registry.register("leading", "1 while this operator leads", leading.clone());
+        registry.register("reconciles", "Passes over objects", passes.clone());
+        registry.register("reconcile_seconds", "Time that a pass takes", seconds.clone());
+        registry.register("status_patches", "Statuses written to Kubernetes", statuses.clone());
+        registry.register("etcd_writes", "Plans run on etcd", writes.clone());
+        Self { registry: Mutex::new(registry), leading, passes, seconds, statuses, writes }
+    }
+}
+
+impl Metrics {
+    pub(crate) fn leads(&self, leads: bool) {
+        self.leading.set(i64::from(leads));
+    }
+
+    pub(crate) fn passed(&self, kind: &'static str, ok: bool, took: Duration) {
+        let result = if ok { "ok" } else { "error" };
+        self.passes.get_or_create(&Pass { kind, result }).inc();
+        self.seconds.get_or_create(&OfKind { kind }).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn patched(&self, kind: &'static str) {
+        self.statuses.get_or_create(&OfKind { kind }).inc();
+    }
+
+    pub(crate) fn wrote(&self, held: bool) {
+        let result = if held { "applied" } else { "refused" };
+        self.writes.get_or_create(&Write { result }).inc();
+    }
+
+    /// All of it as OpenMetrics text.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry.lock())?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_its_name() {
+        let metrics = Metrics::default();
+        metrics.leads(true);
+        metrics.passed("lock", false, Duration::from_millis(20));
+        metrics.patched("queue");
+        metrics.wrote(true);
+        let text = metrics.text().unwrap();
+        for line in [
+            "concordat_operator_leading 1",
+            r#"concordat_operator_reconciles_total{kind="lock",result="error"} 1"#,
+            r#"concordat_operator_reconcile_seconds_bucket{le="0.025",kind="lock"} 1"#,
+            r#"concordat_operator_status_patches_total{kind="queue"} 1"#,
+            r#"concordat_operator_etcd_writes_total{result="applied"} 1"#,
+        ] {
+            assert!(text.lines().any(|of| of == line), "no {line} in\n{text}");
+        }
+    }
+}

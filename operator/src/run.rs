@@ -1,0 +1,250 @@
+//! The operator from its start to its end.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use concordat_protocol::Key;
+use concordat_store::{Admin, AdminConfig, ConnectError, Tls};
+use futures::channel::mpsc;
+use kube::{
+    Client, Config,
+    runtime::events::{Recorder, Reporter},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::{
+    admin::{self, Health},
+    args::{Args, LogFormat},
+    controller::{self, Shared},
+    etcd::Term,
+    leader::{Candidate, Elector},
+    lock::Locks,
+    metrics::Metrics,
+    queue::Queues,
+    transaction::Transactions,
+    wake::{self, Namespaces, Senders},
+};
+
+/// How long answers under way may take at the end. Passes over objects are not waited for: each may be cut anywhere.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often etcd is asked whether it answers.
+const PING: Duration = Duration::from_secs(5);
+/// How soon an etcd that does not answer at the start is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A checked configuration.
+pub struct Settings {
+    args: Args,
+    tls: Option<Tls>,
+    user: Option<(String, String)>,
+}
+
+impl Settings {
+    /// Checks what flags alone do not show.
+    pub fn check(args: Args) -> Result<Self, clap::Error> {
+        Ok(Self { tls: args.etcd_tls()?, user: args.etcd_user()?, args })
+    }
+}
+
+/// Why the operator ended other than by a signal.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No port, no signals.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// No kubeconfig, and not in a cluster.
+    #[error("no way to the Kubernetes API: {0}")]
+    Kubeconfig(#[from] kube::config::InferConfigError),
+    /// The client for Kubernetes cannot be made.
+    #[error("Kubernetes: {0}")]
+    Kubernetes(#[from] kube::Error),
+    /// etcd cannot be used.
+    #[error("etcd: {0}")]
+    Etcd(#[from] ConnectError),
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(settings: Settings) -> Result<(), Error> {
+    let Settings { args, tls, user } = settings;
+    log(&args);
+    // Two TLS providers may be compiled in; rustls then wants to be told.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut end = Ends::new()?;
+    let health = Arc::new(Health::default());
+    let metrics = Arc::new(Metrics::default());
+    let listener = TcpListener::bind(args.admin_listen).await?;
+    tracing::info!(address = %listener.local_addr()?, "serving /live, /ready and /metrics");
+    let stop = CancellationToken::new();
+    let serving =
+        tokio::spawn(admin::serve(listener, health.clone(), metrics.clone(), stop.clone().cancelled_owned()));
+
+    let config = Config::infer().await?;
+    let lease_namespace = args.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let client = Client::try_from(config)?;
+    let candidate = Candidate {
+        namespace: lease_namespace,
+        name: args.lease_name.clone(),
+        // Two replicas on one host differ, too.
+        identity: format!("{}_{}", args.pod, std::process::id()),
+        duration: args.lease_duration,
+    };
+    let mut elector = Elector::new(client.clone(), candidate.clone(), health.clone());
+    let reporter = Reporter { controller: "concordat-operator".into(), instance: Some(args.pod.clone()) };
+    let replica = Replica {
+        client: client.clone(),
+        recorder: Recorder::new(client, reporter),
+        identity: candidate.identity,
+        namespace: args.namespace.clone(),
+        health: health.clone(),
+        metrics,
+    };
+    let etcd = AdminConfig { endpoints: args.etcd_endpoints.clone(), tls, user, ..AdminConfig::default() };
+    let result = tokio::select! {
+        () = end.signal() => Ok(()),
+        result = replica.stand(etcd, &mut elector, &stop) => result,
+    };
+    health.ending.store(true, Ordering::Relaxed);
+    stop.cancel();
+    elector.release().await;
+    let _ = timeout(GRACE, serving).await;
+    result
+}
+
+/// What a replica is, leading or not.
+struct Replica {
+    client: Client,
+    recorder: Recorder,
+    identity: String,
+    namespace: Option<String>,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+}
+
+impl Replica {
+    /// Stands for election and leads, time and again.
+    async fn stand(
+        &self,
+        config: AdminConfig,
+        elector: &mut Elector,
+        stop: &CancellationToken,
+    ) -> Result<(), Error> {
+        let admin = self.connect(config).await?;
+        tokio::select! {
+            () = self.ping(&admin) => {}
+            () = self.elections(&admin, elector, stop) => {}
+        }
+        Ok(())
+    }
+
+    async fn elections(&self, admin: &Admin, elector: &mut Elector, stop: &CancellationToken) {
+        loop {
+            let since = elector.acquire().await;
+            tracing::info!(identity = self.identity, "leading");
+            let term = async {
+                match Term::begin(admin.clone(), &self.identity, self.metrics.clone()).await {
+                    Ok(term) => self.lead(Arc::new(term), stop.child_token()).await,
+                    Err(error) => tracing::warn!(%error, "etcd's epoch cannot be taken"),
+                }
+            };
+            tokio::select! {
+                () = term => {}
+                () = elector.keep(since) => tracing::warn!("the lease is lost"),
+            }
+            self.metrics.leads(false);
+            tracing::info!(identity = self.identity, "no longer leading");
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Runs every kind's pipeline until another operator's term begins.
+    async fn lead(&self, term: Arc<Term>, end: CancellationToken) {
+        let (known, namespaces) = Namespaces::new();
+        let shared = Shared {
+            namespaces: Arc::new(known),
+            client: self.client.clone(),
+            term: term.clone(),
+            recorder: self.recorder.clone(),
+            metrics: self.metrics.clone(),
+            namespace: self.namespace.clone(),
+        };
+        self.metrics.leads(true);
+        let _stop = end.clone().drop_guard();
+        let (locks, locks_changed) = mpsc::unbounded();
+        let (queues, queues_changed) = mpsc::unbounded();
+        let (transactions, transactions_changed) = mpsc::unbounded();
+        let senders = Senders { locks, queues, transactions };
+        tokio::select! {
+            () = term.over().cancelled() => tracing::warn!("another operator leads"),
+            () = wake::run(term.admin(), namespaces, &senders) => {}
+            _ = futures::future::join3(
+                controller::run::<Locks>(shared.clone(), locks_changed, end.clone()),
+                controller::run::<Queues>(shared.clone(), queues_changed, end.clone()),
+                controller::run::<Transactions>(shared, transactions_changed, end.clone()),
+            ) => {}
+        }
+    }
+
+    /// Keeps [`Health::etcd`] true to what etcd does.
+    async fn ping(&self, admin: &Admin) {
+        loop {
+            sleep(PING).await;
+            let answer = admin.read("", vec![Key::Epoch.into()]).await;
+            self.health.etcd.store(answer.is_ok(), Ordering::Relaxed);
+        }
+    }
+
+    /// Connects to etcd, however long it takes to answer; one that must not be used is refused at once.
+    async fn connect(&self, config: AdminConfig) -> Result<Admin, Error> {
+        loop {
+            match Admin::connect(config.clone()).await {
+                Ok(admin) => {
+                    self.health.etcd.store(true, Ordering::Relaxed);
+                    return Ok(admin);
+                }
+                Err(error @ ConnectError::Unreachable { .. }) => {
+                    tracing::warn!(%error, "waiting for etcd");
+                    sleep(RETRY).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn signal(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn log(args: &Args) {
+    let filter = EnvFilter::new(&args.log);
+    let layers = tracing_subscriber::registry().with(filter);
+    let format = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let _ = match args.log_format {
+        LogFormat::Json => layers.with(format.json()).try_init(),
+        LogFormat::Text => layers.with(format).try_init(),
+    };
+}

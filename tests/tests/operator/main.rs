@@ -1,0 +1,8 @@
+//! The operator as a process, on a real Kubernetes API server and a real etcd of Concordat's own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+mod cleanup;
+mod leadership;
+mod outage;
+mod pipeline;
+mod world;

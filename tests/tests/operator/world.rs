@@ -1,0 +1,220 @@
+//! What every test here starts with.
+
+use std::{collections::BTreeMap, fmt::Debug, process::Command};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use concordat_protocol::{Definition, Entry, Key, Kind, Record};
+use concordat_store::{keys, record};
+use concordat_tests::{
+    etcd::Etcd,
+    history::Recorder,
+    kube::{Cluster, Namespace},
+    process::{Process, binary, eventually, free_port},
+};
+use etcd_client::PutOptions;
+use k8s_openapi::{
+    NamespaceResourceScope, api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition,
+};
+use kube::{
+    Api, Client, Resource,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+/// A namespace of the shared Kubernetes, and an etcd of Concordat's own.
+pub(crate) struct World<'a> {
+    pub(crate) namespace: Namespace<'a>,
+    pub(crate) etcd: Etcd,
+    pub(crate) client: Client,
+    pub(crate) recorder: Recorder,
+    kubeconfig: NamedTempFile,
+}
+
+/// A custom resource.
+pub(crate) trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
+{
+}
+
+impl<K> Object for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Serialize
+{
+}
+
+/// A running operator.
+pub(crate) struct Operator {
+    pub(crate) process: Process,
+    admin: String,
+}
+
+impl<'a> World<'a> {
+    /// In the cluster that tests share.
+    pub(crate) async fn start(test: &str) -> World<'static> {
+        World::within(Cluster::shared().await.unwrap(), test).await
+    }
+
+    pub(crate) async fn within(cluster: &'a Cluster, test: &str) -> World<'a> {
+        let namespace = cluster.namespace(test).await.unwrap();
+        let etcd = Etcd::start().await.unwrap();
+        let recorder = Recorder::start(etcd.client().await.unwrap());
+        let kubeconfig = NamedTempFile::with_prefix("concordat-kubeconfig-").unwrap();
+        std::fs::write(kubeconfig.path(), cluster.kubeconfig("operator", Some("system:masters")).unwrap())
+            .unwrap();
+        World { namespace, etcd, client: cluster.client().await.unwrap(), recorder, kubeconfig }
+    }
+
+    /// Starts an operator for this namespace and this etcd, under a name of its own.
+    pub(crate) async fn operator(&self, name: &str) -> Operator {
+        let port = free_port().unwrap();
+        let mut command = Command::new(binary("concordat-operator").unwrap());
+        command
+            .env("KUBECONFIG", self.kubeconfig.path())
+            .args(["--pod", name, "--lease-duration=3s", "--log=info,concordat_operator=debug"])
+            .args(["--namespace", self.namespace.name(), "--lease-namespace", self.namespace.name()])
+            .args(["--etcd-endpoints", &self.etcd.endpoints().join(",")])
+            .args(["--admin-listen", &format!("127.0.0.1:{port}")]);
+        let mut process = Process::start(name, command).unwrap();
+        let admin = format!("http://127.0.0.1:{port}");
+        process.answers(&format!("{admin}/live")).await.unwrap();
+        Operator { process, admin }
+    }
+
+    pub(crate) fn api<K: Object>(&self) -> Api<K> {
+        Api::namespaced(self.client.clone(), self.namespace.name())
+    }
+
+    pub(crate) async fn create<K: Object>(&self, name: &str, spec: Value) -> K {
+        let object = serde_json::json!({
+            "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": { "name": name }, "spec": spec,
+        });
+        let object: K = serde_json::from_value(object).unwrap();
+        self.api().create(&PostParams::default(), &object).await.unwrap()
+    }
+
+    pub(crate) async fn update<K: Object>(&self, name: &str, spec: Value) -> K {
+        let patch = Patch::Merge(serde_json::json!({ "spec": spec }));
+        self.api().patch(name, &PatchParams::default(), &patch).await.unwrap()
+    }
+
+    pub(crate) async fn delete<K: Object>(&self, name: &str) {
+        self.api::<K>().delete(name, &DeleteParams::default()).await.unwrap();
+    }
+
+    /// Waits until the object's status holds; answers the object.
+    pub(crate) async fn until<K: Object>(&self, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> K {
+        eventually(what, async || {
+            let object: K = self.api().get(name).await?;
+            let value = serde_json::to_value(&object)?;
+            ensure!(holds(&value), "it is {value}");
+            Ok(object)
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Waits until the operator has said of the object's present generation that it is ready, or why not.
+    pub(crate) async fn stands<K: Object>(&self, name: &str, status: &str, reason: &str) -> K {
+        self.until(name, &format!("{name} is Ready={status}/{reason}"), |object| {
+            let Some(ready) = condition(object, "Ready") else { return false };
+            let generation = object.pointer("/metadata/generation").and_then(Value::as_i64);
+            (ready.status.as_str(), ready.reason.as_str()) == (status, reason)
+                && ready.observed_generation == generation
+        })
+        .await
+    }
+
+    /// Waits until there is no such object.
+    pub(crate) async fn gone<K: Object>(&self, name: &str) {
+        eventually(&format!("{name} is gone"), async || {
+            ensure!(self.api::<K>().get_opt(name).await?.is_none(), "it is there");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    /// What etcd remembers now.
+    pub(crate) async fn state(&self) -> BTreeMap<Key, Entry> {
+        self.recorder.state().await.unwrap()
+    }
+
+    /// Waits until an object's definition holds.
+    pub(crate) async fn defined(&self, kind: Kind, name: &str, holds: impl Fn(&Definition) -> bool) -> Entry {
+        let key = Key::Definition { kind, name: name.into() };
+        eventually(&format!("{name} is defined"), async || {
+            let state = self.recorder.state().await?;
+            let entry = state.get(&key).with_context(|| format!("there is no {key:?}"))?;
+            match &entry.record {
+                Record::Definition(definition) if holds(definition) => Ok(entry.clone()),
+                other => Err(anyhow!("it is {other:?}")),
+            }
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Puts a record as a sidecar would, under a lease of etcd's or none.
+    pub(crate) async fn put(&self, key: &Key, record: impl Into<Record>, lease: Option<i64>) {
+        let key = keys::encode(self.namespace.name(), key);
+        let options = lease.map(|lease| PutOptions::new().with_lease(lease));
+        let mut client = self.etcd.client().await.unwrap();
+        client.put(key, record::encode(&record.into()), options).await.unwrap();
+    }
+
+    pub(crate) async fn remove(&self, key: &Key) {
+        let key = keys::encode(self.namespace.name(), key);
+        self.etcd.client().await.unwrap().delete(key, None).await.unwrap();
+    }
+
+    /// Reason and count of every event told of an object, in the order of their reasons.
+    pub(crate) async fn events(&self, name: &str) -> Vec<(String, i32)> {
+        let events = self.api::<Event>().list(&ListParams::default()).await.unwrap();
+        let mut told: Vec<(String, i32)> = events
+            .into_iter()
+            .filter(|event| event.regarding.as_ref().and_then(|of| of.name.as_deref()) == Some(name))
+            .map(|event| (event.reason.unwrap_or_default(), event.series.map_or(1, |series| series.count)))
+            .collect();
+        told.sort();
+        told
+    }
+}
+
+impl Operator {
+    /// Waits until it is ready, leading or not.
+    pub(crate) async fn ready(&mut self) {
+        self.process.answers(&format!("{}/ready", self.admin)).await.unwrap();
+    }
+
+    /// Waits until it leads, or no longer does.
+    pub(crate) async fn leads(&self, leads: bool) {
+        let line = format!("concordat_operator_leading {}", u8::from(leads));
+        eventually(&line, async || {
+            let text = self.metrics().await?;
+            ensure!(text.lines().any(|of| of == line), "its metrics say:\n{text}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    pub(crate) async fn metrics(&self) -> Result<String> {
+        Ok(reqwest::get(format!("{}/metrics", self.admin)).await?.error_for_status()?.text().await?)
+    }
+}
+
+/// A condition of an object.
+pub(crate) fn condition(object: &Value, type_: &str) -> Option<Condition> {
+    let conditions = object.pointer("/status/conditions")?.as_array()?;
+    let found = conditions.iter().find(|condition| condition["type"] == type_)?;
+    serde_json::from_value(found.clone()).ok()
+}
+
+pub(crate) fn holds(object: &Value, type_: &str) -> bool {
+    condition(object, type_).is_some_and(|condition| condition.status == "True")
+}
