@@ -68,6 +68,8 @@ struct Hub {
     /// The move of the connection that the stream belongs to.
     of: u64,
     heard: Instant,
+    /// Streams that broke before they told anything.
+    failures: u32,
 }
 
 /// Runs the watches of one process until nobody can start one any more.
@@ -87,17 +89,16 @@ pub(crate) async fn run(
         stream: None,
         of: 0,
         heard: Instant::now(),
+        failures: 0,
     };
     let mut progress = interval(PROGRESS);
     progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failures = 0;
     loop {
         if hub.stream.is_none() && !hub.following().is_empty() {
-            if hub.open().await {
-                failures = 0;
-            } else {
-                sleep(Duration::from_millis(back_off(failures))).await;
-                failures += 1;
+            if let Some(attempt) = hub.failures.checked_sub(1) {
+                sleep(Duration::from_millis(back_off(attempt))).await;
+            }
+            if !hub.open().await {
                 hub.drop_stream(true).await;
             }
         }
@@ -261,6 +262,7 @@ impl Hub {
         self.stream = None;
         self.ids.clear();
         if failed {
+            self.failures += 1;
             self.exchange.connection.failed(self.of).await;
         }
     }
@@ -275,6 +277,9 @@ impl Hub {
     async fn response(&mut self, response: PbWatchResponse) {
         self.heard = Instant::now();
         let revision = response.header.as_ref().map_or(0, |header| header.revision);
+        if !response.canceled && !response.created {
+            self.failures = 0;
+        }
         if response.watch_id == ALL && !response.canceled {
             for watched in self.watches.values_mut() {
                 if let Stage::Following { created: true, next, .. } = &mut watched.stage {
