@@ -46,7 +46,8 @@ pub(crate) fn run(options: Options) -> Result<()> {
 /// Runs the sidecar in this process, to the end of whoever started it.
 pub(crate) fn sidecar(arguments: Vec<OsString>) -> ExitCode {
     // `dev` may be killed without being able to stop what it started.
-    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)) {
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+    {
         eprintln!("concordat sidecar: it will outlive `concordat dev` if that is killed: {error}");
     }
     let arguments = std::iter::once("concordat sidecar".into()).chain(arguments);

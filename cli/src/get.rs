@@ -5,7 +5,7 @@ mod table;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use concordat_operator::{Kind, Standing, lock::Locks, queue::Queues, transaction::Transactions};
+use concordat_operator::{Standing, kind::Kind, lock::Locks, queue::Queues, transaction::Transactions};
 use concordat_protocol::{Definition, Key, Range, Record};
 use concordat_store::{Admin, AdminConfig};
 use jiff::Timestamp;
@@ -56,9 +56,10 @@ pub(crate) fn run(options: Options) -> Result<()> {
             None => vec![format!("http://127.0.0.1:{ETCD_PORT}")],
         };
         let told = endpoints.join(",");
-        let admin = Admin::connect(AdminConfig { endpoints, ..AdminConfig::default() })
-            .await
-            .with_context(|| format!("etcd at {told}: does `concordat dev` run? --etcd names another address"))?;
+        let admin =
+            Admin::connect(AdminConfig { endpoints, ..AdminConfig::default() }).await.with_context(|| {
+                format!("etcd at {told}: does `concordat dev` run? --etcd names another address")
+            })?;
         let found = match options.kind {
             What::Locks => look::<Locks>(&admin, &options.namespace).await?,
             What::Queues => look::<Queues>(&admin, &options.namespace).await?,

@@ -1,3 +1,49 @@
-//! `concordat`: the command is being written (by the founding session) in dev.rs and get.rs beside this file; it waits for the operator's pipeline.
+//! `concordat`: all of it on one machine, and its state in tables.
 
-fn main() {}
+mod dev;
+mod get;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Where `dev` has its etcd and `get` looks for it, unless told otherwise.
+const ETCD_PORT: u16 = 4790;
+
+/// Coordination for services that must agree.
+#[derive(Parser)]
+#[command(name = "concordat", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the whole product on this machine, without Kubernetes
+    Dev(dev::Options),
+    /// Prints locks, queues or transactions as their status has them
+    Get(get::Options),
+    /// Runs one sidecar: what `dev` starts for each `--sidecar`
+    #[command(hide = true, disable_help_flag = true)]
+    Sidecar {
+        /// As of `concordat-sidecar`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Sidecar { arguments } => return dev::sidecar(arguments),
+        Command::Dev(options) => dev::run(options),
+        Command::Get(options) => get::run(options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("concordat: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -47,7 +47,11 @@ impl Etcd {
             .args([format!("--listen-client-urls={url}"), format!("--advertise-client-urls={url}")])
             .args([format!("--listen-peer-urls={peer}"), format!("--initial-advertise-peer-urls={peer}")])
             .arg(format!("--initial-cluster=dev={peer}"))
-            .args(["--force-new-cluster", "--auto-compaction-mode=periodic", "--auto-compaction-retention=1m"])
+            .args([
+                "--force-new-cluster",
+                "--auto-compaction-mode=periodic",
+                "--auto-compaction-retention=1m",
+            ])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use concordat_operator::{
-    Kind, Term, cleanup, lock::Locks, metrics::Metrics, queue::Queues, transaction::Transactions,
+    cleanup, etcd::Term, kind::Kind, lock::Locks, metrics::Metrics, queue::Queues, transaction::Transactions,
 };
 use concordat_protocol::{Definition, Key, Now, Range, Record};
 use concordat_store::Admin;
@@ -45,8 +45,12 @@ impl Objects {
         for ((kind, name), definition) in defined {
             println!("{:<9} {name}  removed", word(kind));
             let uid = Some(definition.uid);
-            let metadata =
-                ObjectMeta { name: Some(name.clone()), namespace: Some(self.namespace.clone()), uid, ..ObjectMeta::default() };
+            let metadata = ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(self.namespace.clone()),
+                uid,
+                ..ObjectMeta::default()
+            };
             self.leaving.insert((kind, name), metadata);
         }
         self.collect().await
@@ -79,10 +83,13 @@ impl Objects {
 
     async fn defined(&self) -> Result<BTreeMap<(concordat_protocol::Kind, String), Definition>> {
         let found = self.term.admin().read(&self.namespace, vec![Range::Definitions]).await?;
-        let definitions = found.reads.into_iter().flatten().filter_map(|entry| match (entry.key, entry.record) {
-            (Key::Definition { kind, name }, Record::Definition(of)) => Some(((kind, name.to_string()), of)),
-            _ => None,
-        });
+        let definitions =
+            found.reads.into_iter().flatten().filter_map(|entry| match (entry.key, entry.record) {
+                (Key::Definition { kind, name }, Record::Definition(of)) => {
+                    Some(((kind, name.to_string()), of))
+                }
+                _ => None,
+            });
         Ok(definitions.collect())
     }
 
@@ -111,7 +118,9 @@ impl Objects {
             }
         }
         let (uid, generation) = match &before {
-            Some(definition) if definition.settings == settings => (definition.uid.clone(), definition.generation),
+            Some(definition) if definition.settings == settings => {
+                (definition.uid.clone(), definition.generation)
+            }
             Some(definition) => (definition.uid.clone(), definition.generation + 1),
             None => (new_uid()?, 1),
         };
@@ -160,5 +169,5 @@ fn now() -> Now {
 fn new_uid() -> Result<String> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }

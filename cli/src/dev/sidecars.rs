@@ -59,7 +59,14 @@ impl Sidecars {
             let child = Command::new(&program)
                 .args(["sidecar", "--namespace", namespace, "--app", &spec.app])
                 .args(["--pod", &format!("{}-{number}", spec.app), "--app-port", &spec.app_port.to_string()])
-                .args(["--api-port", &spec.port.to_string(), "--admin-port", "0", "--admin-address", "127.0.0.1"])
+                .args([
+                    "--api-port",
+                    &spec.port.to_string(),
+                    "--admin-port",
+                    "0",
+                    "--admin-address",
+                    "127.0.0.1",
+                ])
                 .args(["--etcd-endpoints", etcd, "--log", "warn"])
                 .stdin(Stdio::null())
                 // Ctrl-C goes to the whole group: sidecars end when told, before etcd does.
@@ -72,7 +79,9 @@ impl Sidecars {
         for (spec, child) in &mut sidecars.0 {
             serves(spec, child).await?;
             let (Spec { app, port, app_port }, pid) = (&spec, child.id().unwrap_or_default());
-            println!("sidecar   {app}  http://127.0.0.1:{port}  calls its app on 127.0.0.1:{app_port}  pid {pid}");
+            println!(
+                "sidecar   {app}  http://127.0.0.1:{port}  calls its app on 127.0.0.1:{app_port}  pid {pid}"
+            );
         }
         Ok(sidecars)
     }

@@ -4,15 +4,19 @@ use serde_json::Value;
 
 /// Rows under headings, each column as wide as its widest cell.
 pub(super) fn of(columns: &[(&str, &str)], rows: &[Value]) -> String {
-    let mut lines: Vec<Vec<String>> = vec![columns.iter().map(|(heading, _)| (*heading).to_owned()).collect()];
-    lines.extend(rows.iter().map(|row| columns.iter().map(|(_, pointer)| cell(row.pointer(pointer))).collect()));
+    let mut lines: Vec<Vec<String>> =
+        vec![columns.iter().map(|(heading, _)| (*heading).to_owned()).collect()];
+    lines.extend(
+        rows.iter().map(|row| columns.iter().map(|(_, pointer)| cell(row.pointer(pointer))).collect()),
+    );
     let width = |column: usize| {
         lines.iter().map(|line: &Vec<String>| line[column].chars().count()).max().unwrap_or_default()
     };
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
     let mut text = String::new();
     for line in &lines {
-        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> =
+            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(cells.join("   ").trim_end());
         text.push('\n');
     }
