@@ -407,7 +407,7 @@ impl Coordinator {
             }
             Step::Look => {
                 self.read_answers(answer);
-                vec![Effect::Begun]
+                Vec::new()
             }
             Step::Decide(record) => self.learn(record, revision),
             Step::Amend(record, heard) => {
@@ -511,7 +511,11 @@ impl Coordinator {
             _ if own_ended => return self.over(Effect::Lost),
             _ => {}
         }
-        effects.extend(if news { self.again(&step, peers, now) } else { self.rest(step) });
+        match step {
+            _ if !news => effects.extend(self.rest(step)),
+            Step::Begin(_) | Step::Adopt(_) => effects.extend(self.again(&step, peers, now)),
+            _ => {}
+        }
         effects
     }
 
@@ -520,11 +524,11 @@ impl Coordinator {
         vec![Effect::Wait(AGAIN)]
     }
 
+    /// Tries again. What became of a decision or later step is looked up first: answers to it may be there already.
     fn again(&mut self, step: &Step, peers: &Peers, now: Now) -> Vec<Effect> {
         match step {
             Step::Begin(_) => self.commit_begin(peers, now),
-            Step::Adopt(_) | Step::Look => self.commit_adopt(peers, now),
-            Step::Decide(_) | Step::Amend(..) | Step::Finish => self.proceed(peers, now),
+            _ => self.commit_adopt(peers, now),
         }
     }
 

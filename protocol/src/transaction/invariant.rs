@@ -85,12 +85,9 @@ pub fn ac7_effect_once(history: &History) -> bool {
 
 /// AC8: nothing is asked of anybody for a transaction that is not remembered. It holds at all times, so that an id can
 /// not begin again while an item of it lives.
-pub fn ac8_no_orphan<'a>(entries: impl Iterator<Item = &'a Key> + Clone) -> bool {
-    entries.clone().all(|key| match key {
-        Key::Work { transaction, .. } => {
-            let owner = Key::Transaction(transaction.clone());
-            entries.clone().any(|key| *key == owner)
-        }
+pub fn ac8_no_orphan(remembered: &BTreeSet<&Key>) -> bool {
+    remembered.iter().all(|key| match key {
+        Key::Work { transaction, .. } => remembered.contains(&Key::Transaction(transaction.clone())),
         _ => true,
     })
 }

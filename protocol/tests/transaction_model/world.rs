@@ -1,0 +1,740 @@
+//! A small world: an etcd, pods with a sidecar and an app each, one transaction, and what can go wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use concordat_protocol::{
+    Answer, App, Branch, Definition, Entry, Key, Kind, Lease, Now, Plan, Range, Record, SessionId, Write,
+    definition::Backoff,
+    etcd::{Compare, Etcd, Op, OpAnswer, Relation, Target, Txn},
+    session::Session,
+    transaction::{
+        Cohort, Coordinator, Operation, Participant, Peers, Protocol, Settings, Transaction, Verdict,
+        coordinator, invariant::History, participant, participant::Called, plans,
+    },
+};
+
+use super::bug::Bug;
+
+pub(crate) const ID: &str = "t";
+const TIMEOUT: u64 = 1_000;
+
+/// What a run may meet with.
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    /// The app of each pod.
+    pub(crate) pods: Vec<&'static str>,
+    /// The app of each branch.
+    pub(crate) branches: Vec<&'static str>,
+    /// Pods that may coordinate; the first one begins.
+    pub(crate) coordinators: Vec<usize>,
+    /// How many sidecars may crash.
+    pub(crate) crashes: u8,
+    /// How many may freeze: lose their session and go on, or not learn what a plan came to, which lands late or never.
+    pub(crate) freezes: u8,
+    /// Whether the deadline may pass.
+    pub(crate) deadline: bool,
+    /// Whether an app may vote no.
+    pub(crate) no_votes: bool,
+    /// Handed over unowned instead of begun.
+    pub(crate) once: bool,
+    /// Whether a watch shows what there is at once, which leaves fewer orders to try.
+    pub(crate) prompt: bool,
+    /// What is broken on purpose.
+    pub(crate) bug: Option<Bug>,
+}
+
+/// A plan that was sent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Flight {
+    pod: usize,
+    session: SessionId,
+    owner: Owner,
+    pub(crate) plan: Plan,
+    /// Whether its sender has given up on it.
+    forsaken: bool,
+    /// What was read too early, by a planted bug.
+    early: Option<Vec<Vec<Entry>>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Owner {
+    Coordinator,
+    Cohort(Branch, participant::Tag),
+    Move(Key),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Sidecar {
+    session: SessionId,
+    number: usize,
+    app: App,
+    peers: Peers,
+    coordinator: Option<Coordinator>,
+    cohorts: BTreeMap<Branch, Cohort>,
+    calls: BTreeMap<Branch, participant::Call>,
+    /// Dead sessions it looks after until nothing of theirs is left.
+    dead: BTreeSet<SessionId>,
+    /// What the watch has shown of its inbox.
+    shown: BTreeMap<Key, i64>,
+    /// Waits, with etcd's revision when they began.
+    waits: BTreeMap<Option<Branch>, (u64, i64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct World {
+    pub(crate) etcd: Etcd<Key, Range, Record>,
+    pods: Vec<Option<Sidecar>>,
+    pub(crate) flights: Vec<Flight>,
+    pub(crate) history: History,
+    late: bool,
+    crashes: u8,
+    freezes: u8,
+    sessions: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    /// A plan reaches etcd.
+    Land(usize),
+    /// Its sender does not learn what it came to.
+    Forsake(usize),
+    /// A watch shows a pod what became of a key in its inbox.
+    Show(usize, Key),
+    /// A sidecar claims work that is for the first to come.
+    Claim(usize, Key),
+    /// A sidecar learns that a session ended.
+    Learn(usize, SessionId),
+    /// A sidecar looks after what a dead session left.
+    LookAfter(usize, SessionId),
+    /// A sidecar finds the transaction unowned.
+    Find(usize),
+    /// An app answers a call.
+    Answer(usize, Branch, bool),
+    /// A wait ends.
+    Due(usize, Option<Branch>),
+    /// The deadline passes.
+    Late,
+    Crash(usize),
+    /// A session runs out.
+    Expire(SessionId),
+    /// A pod starts, or goes on with a new session.
+    Start(usize),
+}
+
+impl World {
+    pub(crate) fn new(scenario: &Scenario) -> Self {
+        let mut world = Self {
+            etcd: Etcd::default(),
+            pods: vec![None; scenario.pods.len()],
+            flights: Vec::new(),
+            history: History::default(),
+            late: false,
+            crashes: scenario.crashes,
+            freezes: scenario.freezes,
+            sessions: 0,
+        };
+        let settings = settings(scenario);
+        world.history.branches = settings.participants.iter().map(|of| of.name.clone()).collect();
+        let definition = Definition {
+            uid: "u".into(),
+            generation: 1,
+            settings: concordat_protocol::Settings::Transaction(settings.clone()),
+        };
+        let key = Key::Definition { kind: Kind::Transaction, name: "d".into() };
+        world.commit(&Plan::new().put(key.clone(), definition, Lease::Forever));
+        let created = world.etcd.get(&key).unwrap().create_revision;
+        for pod in 0..scenario.pods.len() {
+            world.start(scenario, pod);
+        }
+        let record = plans::new("d".into(), &settings, created, "{}".into(), Now::default());
+        if scenario.once {
+            world.commit(&plans::hand_over(&ID.into(), record));
+        } else {
+            let pod = scenario.coordinators[0];
+            let sidecar = world.pods[pod].as_ref().unwrap();
+            let own = (sidecar.app.clone(), sidecar.session.clone());
+            let (machine, effects) =
+                Coordinator::begin(ID.into(), record, own, &sidecar.peers, Now::default());
+            world.pods[pod].as_mut().unwrap().coordinator = Some(machine);
+            world.coordinator_effects(scenario, pod, effects);
+        }
+        world
+    }
+
+    /// Whether a session belongs to a sidecar that runs.
+    pub(crate) fn lives(&self, session: &SessionId) -> bool {
+        self.pods.iter().flatten().any(|sidecar| sidecar.session == *session)
+    }
+
+    fn now(&self) -> Now {
+        let unix = if self.late { TIMEOUT } else { 0 };
+        Now { monotonic: unix, unix }
+    }
+
+    fn start(&mut self, scenario: &Scenario, pod: usize) {
+        self.sessions += 1;
+        let number = self.sessions;
+        let session: SessionId = format!("s{number}").into();
+        let app: App = scenario.pods[pod].into();
+        let record = Session { pod: format!("pod{pod}"), app: app.clone(), accepts: true };
+        self.etcd.grant(number as i64).unwrap();
+        self.commit(&Plan::new().put(
+            Key::Session(session.clone()),
+            record.clone(),
+            Lease::Session(session.clone()),
+        ));
+        let mut sidecar = Sidecar {
+            session: session.clone(),
+            number,
+            app: app.clone(),
+            peers: Peers::default(),
+            coordinator: None,
+            cohorts: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            dead: BTreeSet::new(),
+            shown: BTreeMap::new(),
+            waits: BTreeMap::new(),
+        };
+        for (key, item) in self.etcd.range(&Range::Sessions) {
+            if let (Key::Session(id), Record::Session(session)) = (key, &item.value) {
+                sidecar.peers.put(id.clone(), session.clone());
+            }
+        }
+        // Adoption looks at the state: whatever there is of sessions that do not live.
+        if scenario.bug != Some(Bug::AdoptionOnTheEventAlone) {
+            for (key, item) in self.etcd.range(&Range::All) {
+                let owner = match (key, &item.value) {
+                    (Key::Work { app: of, session: Some(owner), .. }, _) if *of == app => Some(owner),
+                    (Key::Transaction(_), Record::Transaction(Transaction { coordinator, .. })) => {
+                        coordinator.as_ref().map(|(_, owner)| owner)
+                    }
+                    _ => None,
+                };
+                sidecar.dead.extend(owner.filter(|owner| !sidecar.peers.is_live(owner)).cloned());
+            }
+        }
+        for other in self.pods.iter_mut().flatten() {
+            other.peers.put(session.clone(), record.clone());
+        }
+        self.pods[pod] = Some(sidecar);
+    }
+
+    pub(crate) fn actions(&self, scenario: &Scenario) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (index, flight) in self.flights.iter().enumerate() {
+            let mine = self.sender(flight).is_some();
+            actions.push(Action::Land(index));
+            if mine && !flight.forsaken && self.freezes > 0 && !matches!(flight.owner, Owner::Move(_)) {
+                actions.push(Action::Forsake(index));
+            }
+        }
+        for (pod, sidecar) in self.pods.iter().enumerate() {
+            let Some(sidecar) = sidecar else {
+                actions.push(Action::Start(pod));
+                continue;
+            };
+            self.actions_of(scenario, pod, sidecar, &mut actions);
+        }
+        if scenario.deadline && !self.late {
+            actions.push(Action::Late);
+        }
+        for (key, _) in self.etcd.range(&Range::Sessions) {
+            let Key::Session(session) = key else { continue };
+            if !self.lives(session) || self.freezes > 0 {
+                actions.push(Action::Expire(session.clone()));
+            }
+        }
+        actions
+    }
+
+    fn actions_of(&self, scenario: &Scenario, pod: usize, sidecar: &Sidecar, actions: &mut Vec<Action>) {
+        if self.crashes > 0 {
+            actions.push(Action::Crash(pod));
+        }
+        if self.etcd.get(&Key::Session(sidecar.session.clone())).is_none() {
+            actions.push(Action::Start(pod));
+        }
+        for (key, revision) in self.inbox(sidecar) {
+            if sidecar.shown.get(&key).copied().unwrap_or(0) != revision {
+                actions.push(Action::Show(pod, key));
+            }
+        }
+        let unclaimed = Range::InboxOf(sidecar.app.clone(), None);
+        for (key, _) in self.etcd.range(&unclaimed) {
+            if !self.moving(sidecar, key) {
+                actions.push(Action::Claim(pod, key.clone()));
+            }
+        }
+        for session in sidecar.peers.live() {
+            if self.etcd.get(&Key::Session(session.clone())).is_none() && *session != sidecar.session {
+                actions.push(Action::Learn(pod, session.clone()));
+            }
+        }
+        for session in &sidecar.dead {
+            let left = self.left_by(scenario, pod, sidecar, session);
+            let busy = left.iter().any(|key| match key {
+                Key::Transaction(_) => sidecar.coordinator.is_some(),
+                key => self.moving(sidecar, key),
+            });
+            if !busy {
+                actions.push(Action::LookAfter(pod, session.clone()));
+            }
+        }
+        if self.unowned() && scenario.coordinators.contains(&pod) && sidecar.coordinator.is_none() {
+            actions.push(Action::Find(pod));
+        }
+        for (branch, call) in &sidecar.calls {
+            actions.push(Action::Answer(pod, branch.clone(), true));
+            if scenario.no_votes && call.work.operation == Operation::Prepare {
+                actions.push(Action::Answer(pod, branch.clone(), false));
+            }
+        }
+        for (whose, (wait, since)) in &sidecar.waits {
+            let over = match wait {
+                0 => true,
+                &TIMEOUT => self.late,
+                _ => self.etcd.revision() > *since,
+            };
+            if over {
+                actions.push(Action::Due(pod, whose.clone()));
+            }
+        }
+    }
+
+    /// Its inbox, with what it has shown of it that is gone since (as of revision 0).
+    fn inbox(&self, sidecar: &Sidecar) -> BTreeMap<Key, i64> {
+        let mut keys: BTreeMap<Key, i64> = sidecar.shown.keys().map(|key| (key.clone(), 0)).collect();
+        let range = Range::InboxOf(sidecar.app.clone(), Some(sidecar.session.clone()));
+        keys.extend(self.etcd.range(&range).map(|(key, item)| (key.clone(), item.mod_revision)));
+        keys
+    }
+
+    fn moving(&self, sidecar: &Sidecar, key: &Key) -> bool {
+        self.flights
+            .iter()
+            .any(|flight| flight.session == sidecar.session && flight.owner == Owner::Move(key.clone()))
+    }
+
+    fn unowned(&self) -> bool {
+        self.record().is_some_and(|(_, record)| record.coordinator.is_none())
+    }
+
+    fn record(&self) -> Option<(i64, &Transaction)> {
+        let item = self.etcd.get(&Key::Transaction(ID.into()))?;
+        match &item.value {
+            Record::Transaction(record) => Some((item.mod_revision, record)),
+            _ => None,
+        }
+    }
+
+    /// What a dead session left that this pod may look after.
+    fn left_by(&self, scenario: &Scenario, pod: usize, sidecar: &Sidecar, dead: &SessionId) -> Vec<Key> {
+        let mut left: Vec<Key> = self
+            .etcd
+            .range(&Range::InboxOf(sidecar.app.clone(), Some(dead.clone())))
+            .map(|(key, _)| key.clone())
+            .filter(|key| matches!(key, Key::Work { .. }))
+            .collect();
+        let owned = self
+            .record()
+            .is_some_and(|(_, record)| record.coordinator.as_ref().is_some_and(|(_, owner)| owner == dead));
+        if owned && scenario.coordinators.contains(&pod) {
+            left.push(Key::Transaction(ID.into()));
+        }
+        left
+    }
+
+    fn sender(&self, flight: &Flight) -> Option<&Sidecar> {
+        self.pods[flight.pod].as_ref().filter(|sidecar| sidecar.session == flight.session)
+    }
+
+    /// Does it, and what follows of itself.
+    pub(crate) fn act(&mut self, scenario: &Scenario, action: Action) {
+        self.take(scenario, action);
+        if scenario.prompt {
+            while let Some(action) = self.prompted(scenario) {
+                self.take(scenario, action);
+            }
+        }
+        self.flights.sort_by(|a, b| {
+            (a.pod, &a.session, &a.owner, &a.plan).cmp(&(b.pod, &b.session, &b.owner, &b.plan))
+        });
+    }
+
+    fn take(&mut self, scenario: &Scenario, action: Action) {
+        match action {
+            Action::Land(index) => self.land(scenario, index),
+            Action::Forsake(index) => {
+                self.freezes -= 1;
+                self.history.disturbed = true;
+                self.flights[index].forsaken = true;
+                let flight = self.flights[index].clone();
+                let failure = coordinator::Failure::Unknown;
+                let whose = match &flight.owner {
+                    Owner::Cohort(branch, _) => Some(branch.clone()),
+                    _ => None,
+                };
+                match flight.owner {
+                    Owner::Coordinator => {
+                        self.coordinate(scenario, flight.pod, coordinator::Input::Failed(failure));
+                    }
+                    Owner::Cohort(branch, tag) => {
+                        self.take_part(
+                            scenario,
+                            flight.pod,
+                            &branch,
+                            participant::Input::Failed(tag, failure),
+                        );
+                    }
+                    Owner::Move(_) => {}
+                }
+                // It tries again whether or not anything has happened since.
+                if let Some(sidecar) = &mut self.pods[flight.pod]
+                    && let Some((_, since)) = sidecar.waits.get_mut(&whose)
+                {
+                    *since = -1;
+                }
+            }
+            Action::Show(pod, key) => self.show(scenario, pod, key),
+            Action::Claim(pod, key) => self.relocate(scenario, pod, &key),
+            Action::Learn(pod, session) => {
+                let sidecar = self.pods[pod].as_mut().unwrap();
+                sidecar.peers.remove(&session);
+                sidecar.dead.insert(session);
+            }
+            Action::LookAfter(pod, session) => self.look_after(scenario, pod, &session),
+            Action::Find(pod) => self.adopt(scenario, pod),
+            Action::Answer(pod, branch, yes) => self.answer(scenario, pod, &branch, yes),
+            Action::Due(pod, whose) => {
+                self.pods[pod].as_mut().unwrap().waits.remove(&whose);
+                match whose {
+                    None => self.coordinate(scenario, pod, coordinator::Input::Due),
+                    Some(branch) => self.take_part(scenario, pod, &branch, participant::Input::Due),
+                }
+            }
+            Action::Late => {
+                self.late = true;
+                self.history.disturbed = true;
+            }
+            Action::Crash(pod) => {
+                self.crashes -= 1;
+                self.history.disturbed = true;
+                self.pods[pod] = None;
+            }
+            Action::Expire(session) => {
+                if self.lives(&session) {
+                    self.freezes -= 1;
+                    self.history.disturbed = true;
+                }
+                let lease = session.as_str()[1..].parse().unwrap();
+                self.etcd.end_lease(lease);
+            }
+            Action::Start(pod) => self.start(scenario, pod),
+        }
+    }
+
+    /// What a sidecar does by itself as soon as it can.
+    fn prompted(&self, scenario: &Scenario) -> Option<Action> {
+        let mut actions = Vec::new();
+        for (pod, sidecar) in self.pods.iter().enumerate() {
+            if let Some(sidecar) = sidecar {
+                self.actions_of(scenario, pod, sidecar, &mut actions);
+            }
+        }
+        actions.into_iter().find(|action| match action {
+            Action::Show(..)
+            | Action::Claim(..)
+            | Action::Learn(..)
+            | Action::LookAfter(..)
+            | Action::Find(_) => true,
+            Action::Due(pod, whose) => self.pods[*pod]
+                .as_ref()
+                .is_some_and(|sidecar| sidecar.waits.get(whose).is_some_and(|of| of.0 == 0)),
+            _ => false,
+        })
+    }
+
+    /// Whether nothing more will happen but what costs a fault, or a plan that lands late.
+    pub(crate) fn at_its_end(&self, scenario: &Scenario) -> bool {
+        self.flights.iter().all(|flight| flight.forsaken || self.sender(flight).is_none())
+            && self.actions(scenario).iter().all(|action| match action {
+                Action::Crash(_) | Action::Late | Action::Land(_) => true,
+                Action::Expire(session) => self.lives(session),
+                _ => false,
+            })
+    }
+
+    fn land(&mut self, scenario: &Scenario, index: usize) {
+        let flight = self.flights.remove(index);
+        let mut answer = self.commit(&flight.plan);
+        if let (true, Some(early)) = (answer.held, &flight.early) {
+            answer.reads.clone_from(early);
+        }
+        if flight.forsaken || self.sender(&flight).is_none() {
+            return;
+        }
+        match flight.owner {
+            Owner::Coordinator => {
+                self.coordinate(scenario, flight.pod, coordinator::Input::Committed(answer));
+            }
+            Owner::Cohort(branch, tag) => {
+                self.take_part(scenario, flight.pod, &branch, participant::Input::Committed(tag, answer));
+            }
+            Owner::Move(_) => {}
+        }
+    }
+
+    /// Runs a plan on etcd as the store does, and notes what the history must know.
+    fn commit(&mut self, plan: &Plan) -> Answer {
+        let get = |ranges: &[Range]| ranges.iter().cloned().map(Op::Get).collect::<Vec<_>>();
+        let mut then: Vec<Op<Key, Range, Record>> = plan
+            .writes
+            .iter()
+            .map(|write| match write {
+                Write::Put(key, value, lease) => Op::Put {
+                    key: key.clone(),
+                    value: value.clone(),
+                    lease: match lease {
+                        Lease::Session(session) => session.as_str()[1..].parse().unwrap(),
+                        _ => 0,
+                    },
+                },
+                Write::Delete(range) => Op::Delete(range.clone()),
+            })
+            .collect();
+        then.extend(get(&plan.reads));
+        let txn = Txn { compares: plan.compares.clone(), then, or_else: get(&plan.otherwise) };
+        let answer = self.etcd.txn(&txn).expect("a plan etcd would refuse whole");
+        let revision = self.etcd.revision();
+        if answer.held {
+            self.note(plan, revision);
+        }
+        let reads = answer
+            .answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                OpAnswer::Got(items) => Some(items.into_iter().map(|(key, item)| Entry {
+                    key,
+                    record: item.value,
+                    create_revision: item.create_revision,
+                    mod_revision: item.mod_revision,
+                })),
+                _ => None,
+            })
+            .map(Iterator::collect)
+            .collect();
+        Answer { held: answer.held, revision, reads }
+    }
+
+    fn note(&mut self, plan: &Plan, revision: i64) {
+        for write in &plan.writes {
+            match write {
+                Write::Put(_, Record::Transaction(Transaction { decision: Some(decision), .. }), _) => {
+                    if !self.history.decisions.iter().any(|(_, of)| of == decision) {
+                        self.history.decisions.insert((revision, *decision));
+                    }
+                }
+                Write::Put(Key::Answer { branch, .. }, Record::Answer(reply), _)
+                    if reply.operation == Operation::Prepare =>
+                {
+                    let yes = matches!(reply.verdict, Verdict::Yes(_));
+                    self.history.votes.insert((branch.clone(), revision, yes));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn entry(&self, key: &Key) -> Option<Entry> {
+        self.etcd.get(key).map(|item| Entry {
+            key: key.clone(),
+            record: item.value.clone(),
+            create_revision: item.create_revision,
+            mod_revision: item.mod_revision,
+        })
+    }
+
+    fn show(&mut self, scenario: &Scenario, pod: usize, key: Key) {
+        let entry = self.entry(&key);
+        let revision = self.etcd.revision();
+        let sidecar = self.pods[pod].as_mut().unwrap();
+        match &entry {
+            Some(entry) => sidecar.shown.insert(key.clone(), entry.mod_revision),
+            None => sidecar.shown.remove(&key),
+        };
+        match (key, entry.map(|entry| (entry.mod_revision, entry.record))) {
+            (Key::Answer { branch, .. }, Some((at, Record::Answer(reply)))) => {
+                let mut heard = vec![(branch, at, reply)];
+                if scenario.bug == Some(Bug::FinishedWhileAnItemLives)
+                    && heard[0].2.operation != Operation::Prepare
+                {
+                    let (_, at, reply) = heard[0].clone();
+                    heard = self.history.branches.iter().map(|of| (of.clone(), at, reply.clone())).collect();
+                }
+                for (branch, at, reply) in heard {
+                    self.coordinate(scenario, pod, coordinator::Input::Answered(branch, at, reply));
+                }
+            }
+            (Key::Work { branch, app, .. }, Some((at, Record::Work(work)))) => {
+                let session = sidecar.session.clone();
+                sidecar
+                    .cohorts
+                    .entry(branch.clone())
+                    .or_insert_with(|| Cohort::new(ID.into(), branch.clone(), app, session));
+                self.take_part(scenario, pod, &branch, participant::Input::Item(at, work));
+            }
+            (Key::Work { branch, .. }, None) => {
+                self.take_part(scenario, pod, &branch, participant::Input::Gone(revision));
+            }
+            _ => {}
+        }
+    }
+
+    fn look_after(&mut self, scenario: &Scenario, pod: usize, dead: &SessionId) {
+        let sidecar = self.pods[pod].as_ref().unwrap();
+        let left = self.left_by(scenario, pod, sidecar, dead);
+        if left.is_empty() {
+            self.pods[pod].as_mut().unwrap().dead.remove(dead);
+        }
+        for key in left {
+            match key {
+                Key::Transaction(_) => self.adopt(scenario, pod),
+                key => self.relocate(scenario, pod, &key),
+            }
+        }
+    }
+
+    fn relocate(&mut self, scenario: &Scenario, pod: usize, key: &Key) {
+        let to = self.pods[pod].as_ref().unwrap().session.clone();
+        let transaction = self.entry(&Key::Transaction(ID.into()));
+        let plan = self.entry(key).and_then(|item| plans::relocate(&item, &to, transaction.as_ref()));
+        if let Some(plan) = plan {
+            self.send(scenario, pod, Owner::Move(key.clone()), plan);
+        }
+    }
+
+    fn adopt(&mut self, scenario: &Scenario, pod: usize) {
+        let Some((revision, record)) = self.record() else { return };
+        let record = record.clone();
+        let now = self.now();
+        let sidecar = self.pods[pod].as_mut().unwrap();
+        let own = (sidecar.app.clone(), sidecar.session.clone());
+        let (machine, effects) = Coordinator::adopt(ID.into(), record, revision, own, &sidecar.peers, now);
+        sidecar.coordinator = Some(machine);
+        self.coordinator_effects(scenario, pod, effects);
+    }
+
+    fn answer(&mut self, scenario: &Scenario, pod: usize, branch: &Branch, yes: bool) {
+        let sidecar = self.pods[pod].as_mut().unwrap();
+        let operation = sidecar.calls.remove(branch).unwrap().work.operation;
+        self.history.calls.entry((branch.clone(), sidecar.number)).or_default().push(operation);
+        // The app keeps a ledger with a barrier: each operation takes effect once, and none after it was aborted.
+        let done = self.history.ledger.entry(branch.clone()).or_default();
+        let refused = operation == Operation::Prepare && done.contains(&Operation::Abort);
+        if yes && !refused && !done.contains(&operation) {
+            done.push(operation);
+        }
+        let called = if yes && !refused { Called::Yes(String::new()) } else { Called::No("no".into()) };
+        self.take_part(scenario, pod, branch, participant::Input::Called(called));
+    }
+
+    fn coordinate(&mut self, scenario: &Scenario, pod: usize, input: coordinator::Input) {
+        let now = self.now();
+        let sidecar = self.pods[pod].as_mut().unwrap();
+        let Some(machine) = &mut sidecar.coordinator else { return };
+        let effects = machine.step(input, &sidecar.peers, now);
+        self.coordinator_effects(scenario, pod, effects);
+    }
+
+    fn coordinator_effects(&mut self, scenario: &Scenario, pod: usize, effects: Vec<coordinator::Effect>) {
+        for effect in effects {
+            match effect {
+                coordinator::Effect::Commit(plan) => self.send(scenario, pod, Owner::Coordinator, plan),
+                coordinator::Effect::Wait(wait) => self.wait(pod, None, wait),
+                coordinator::Effect::Decided(decision) => {
+                    self.history.told.insert(decision);
+                }
+                coordinator::Effect::Finished
+                | coordinator::Effect::Lost
+                | coordinator::Effect::Refused(_) => {
+                    let sidecar = self.pods[pod].as_mut().unwrap();
+                    sidecar.coordinator = None;
+                    sidecar.waits.remove(&None);
+                }
+                coordinator::Effect::Begun | coordinator::Effect::Changed => {}
+            }
+        }
+    }
+
+    fn take_part(&mut self, scenario: &Scenario, pod: usize, branch: &Branch, input: participant::Input) {
+        let now = self.now();
+        let sidecar = self.pods[pod].as_mut().unwrap();
+        let Some(machine) = sidecar.cohorts.get_mut(branch) else { return };
+        for effect in machine.step(input, now) {
+            let sidecar = self.pods[pod].as_mut().unwrap();
+            match effect {
+                participant::Effect::Call(call) => {
+                    let before = sidecar.calls.insert(branch.clone(), call);
+                    assert_eq!(before, None, "two calls of one branch at a time");
+                }
+                participant::Effect::Wait(wait) => self.wait(pod, Some(branch.clone()), wait),
+                participant::Effect::Commit(tag, plan) => {
+                    self.send(scenario, pod, Owner::Cohort(branch.clone(), tag), plan);
+                }
+                participant::Effect::Forget => {
+                    sidecar.cohorts.remove(branch);
+                    sidecar.waits.remove(&Some(branch.clone()));
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self, pod: usize, whose: Option<Branch>, wait: u64) {
+        let revision = self.etcd.revision();
+        self.pods[pod].as_mut().unwrap().waits.insert(whose, (wait, revision));
+    }
+
+    fn send(&mut self, scenario: &Scenario, pod: usize, owner: Owner, mut plan: Plan) {
+        let session = self.pods[pod].as_ref().unwrap().session.clone();
+        let mut early = None;
+        if let Some(bug) = scenario.bug {
+            bug.plant(&mut plan, &session);
+            if bug == Bug::ReadBeforeTheSwap && !plan.reads.is_empty() {
+                let reads = Plan { reads: plan.reads.clone(), ..Plan::default() };
+                early = Some(self.commit(&reads).reads);
+            }
+        }
+        self.flights.push(Flight { pod, session, owner, plan, forsaken: false, early });
+    }
+}
+
+fn settings(scenario: &Scenario) -> Settings {
+    Settings {
+        protocol: Protocol::TwoPhaseCommit,
+        participants: scenario
+            .branches
+            .iter()
+            .enumerate()
+            .map(|(index, app)| Participant {
+                name: format!("b{index}").into(),
+                app: (*app).into(),
+                path: "/".into(),
+                timeout: 1,
+                retry: Backoff { initial: 1, max: 1, factor_milli: 1000 },
+                attempts: 0,
+                after: Vec::new(),
+                input: None,
+            })
+            .collect(),
+        timeout: TIMEOUT,
+        once: scenario.once,
+        retention: 1,
+    }
+}
+
+/// Whether a compare looks whether a session lives.
+pub(crate) fn on_life(compare: &Compare<Key>) -> bool {
+    matches!(compare.key, Key::Session(_))
+        && compare.target == Target::CreateRevision
+        && compare.relation == Relation::Greater
+}
