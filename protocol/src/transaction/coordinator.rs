@@ -158,6 +158,20 @@ impl Coordinator {
         self.revision > 0
     }
 
+    /// What the plan under way is for, for people and fail points: `begin`, `adopt`, `look`, `decide`, `amend`, `finish`
+    /// or, without one, `idle`.
+    pub fn step_name(&self) -> &'static str {
+        match &self.state {
+            State::Committing(Step::Begin(_), _) => "begin",
+            State::Committing(Step::Adopt(_), _) => "adopt",
+            State::Committing(Step::Look, _) => "look",
+            State::Committing(Step::Decide(_), _) => "decide",
+            State::Committing(Step::Amend(..), _) => "amend",
+            State::Committing(Step::Finish, _) => "finish",
+            State::Idle | State::Resting(_) | State::Over => "idle",
+        }
+    }
+
     /// Takes an input and says what is to be done.
     pub fn step(&mut self, input: Input, peers: &Peers, now: Now) -> Vec<Effect> {
         match input {
@@ -352,6 +366,7 @@ impl Coordinator {
                 }
                 (Verdict::Skip(reason), Stage::Stuck) => {
                     branch.stage = Stage::Skipped;
+                    branch.result.clone_from(reason);
                     super::note(branch, format!("skipped: {reason}"));
                 }
                 (Verdict::Retry, Stage::Stuck) => {

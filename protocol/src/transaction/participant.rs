@@ -4,7 +4,7 @@
 //! as the watch of its inbox shows them, in order, and only then: what a plan finds beside is not acted on, so that an
 //! older item is never taken up after a newer one.
 
-use super::{Reply, Verdict, Work, coordinator::Failure, plans};
+use super::{Operation, Reply, Verdict, Work, coordinator::Failure, plans};
 use crate::{
     Answer, App, Branch, Key, Millis, Now, Plan, Range, Record, SessionId, TransactionId, plan::Entry,
 };
@@ -118,6 +118,11 @@ impl Cohort {
     /// Whether a call to the app is under way.
     pub fn calling(&self) -> bool {
         self.calling
+    }
+
+    /// What it is asked at present.
+    pub fn operation(&self) -> Option<Operation> {
+        self.item.as_ref().map(|item| item.work.operation)
     }
 
     /// After the session was replaced: what comes is in another inbox.

@@ -1,28 +1,134 @@
-//! Placeholder.
+//! Runs transactions: the machines of the protocol on the store, for what this sidecar coordinates and for what its app
+//! takes part in.
 
-use std::sync::Arc;
+mod adoption;
+mod begin;
+mod coordination;
+mod inbox;
+mod participation;
+mod query;
+mod stats;
+mod view;
 
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use concordat_protocol::{
+    Key, Lease, Name, Plan, SessionId,
+    session::Session,
+    transaction::{Peers, Stage},
+};
 use concordat_store::Store;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore, watch};
 
-use crate::{context::Identity, definitions::Definitions, metrics::Metrics};
+pub use begin::Begin;
+pub use query::Filter;
+pub use view::{BranchView, Outcome, State, View};
 
-/// Runs transactions.
+use crate::{callback::Callbacks, context::Identity, definitions::Definitions, metrics::Metrics};
+
+/// A draining sidecar waits so long for what it coordinates and takes part in, then leaves it to be adopted.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Runs transactions. Cheap to clone.
 #[derive(Clone)]
-pub struct TransactionEngine;
+pub struct TransactionEngine(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    identity: Arc<Identity>,
+    callbacks: Callbacks,
+    session: Mutex<SessionId>,
+    peers: Mutex<Peers>,
+    synced: watch::Sender<bool>,
+    runs: Mutex<coordination::Runs>,
+    parts: Mutex<participation::Parts>,
+    numbers: AtomicU64,
+    /// Those in flight of each DistributedTransaction, so that one whose participant hangs holds up no other.
+    in_flight: Mutex<HashMap<Name, Arc<Semaphore>>>,
+    /// Has the state looked at for what has no owner.
+    sweep: Notify,
+    /// Told when a run or a part is over.
+    ended: Notify,
+    draining: AtomicBool,
+    stats: stats::Stats,
+}
 
 impl TransactionEngine {
-    /// Starts.
+    /// Starts: adopts what has no owner, takes what comes.
     pub fn start(
-        _: &Store,
+        store: &Store,
         _: &Definitions,
         _: &Arc<Metrics>,
-        _: &Arc<Identity>,
-        _: crate::callback::Callbacks,
+        identity: &Arc<Identity>,
+        callbacks: Callbacks,
     ) -> Self {
-        Self
+        let inner = Arc::new(Inner {
+            session: Mutex::new(store.session().id),
+            store: store.clone(),
+            identity: identity.clone(),
+            callbacks,
+            peers: Mutex::default(),
+            synced: watch::Sender::new(false),
+            runs: Mutex::default(),
+            parts: Mutex::default(),
+            numbers: AtomicU64::new(0),
+            in_flight: Mutex::default(),
+            sweep: Notify::new(),
+            ended: Notify::new(),
+            draining: AtomicBool::new(false),
+            stats: stats::Stats::default(),
+        });
+        tokio::spawn(inbox::follow_session(inner.clone()));
+        tokio::spawn(inbox::follow_peers(inner.clone()));
+        tokio::spawn(inbox::follow_unclaimed(inner.clone()));
+        tokio::spawn(adoption::sweep(inner.clone()));
+        tokio::spawn(adoption::follow_once(inner.clone()));
+        tokio::spawn(stats::publish(inner.clone()));
+        Self(inner)
     }
 
-    /// Ends what is under way.
-    #[allow(clippy::unused_async, reason = "placeholder")]
-    pub async fn drain(&self) {}
+    /// Takes no new work, and waits for what is under way; what is left then is adopted by others once the session ends.
+    pub async fn drain(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
+        let session = self.0.store.session();
+        let record = Session { pod: session.pod.clone(), app: session.app.clone(), accepts: false };
+        let key = Key::Session(session.id.clone());
+        let plan = Plan::new().present(key.clone()).put(key, record, Lease::Session(session.id.clone()));
+        if let Err(error) = self.0.store.commit(plan).await {
+            tracing::debug!(%error, "peers were not told that this sidecar ends");
+        }
+        let _ = tokio::time::timeout(DRAIN, self.0.idle()).await;
+    }
+}
+
+impl Inner {
+    fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Waits until nothing is under way but what only a person can help.
+    async fn idle(&self) {
+        loop {
+            let ended = self.ended.notified();
+            let waits_for_people = |run: &coordination::Run| {
+                run.machine.record().branches.iter().any(|branch| branch.stage == Stage::Stuck)
+            };
+            if self.parts.lock().is_empty() && self.runs.lock().values().all(waits_for_people) {
+                return;
+            }
+            ended.await;
+        }
+    }
 }
