@@ -132,12 +132,10 @@ async fn roll_back(
     found(&one, context.transactions.get(&id).await?)?;
     let view = found(&one, context.transactions.roll_back(&id, until).await?)?;
     match view.outcome {
-        Outcome::Committed => Err(Problem::new(
-            StatusCode::CONFLICT,
-            "transaction-committed",
-            "The transaction is committed",
-        )
-        .detail("it was decided before: a committed transaction is not rolled back")),
+        Outcome::Committed => {
+            Err(Problem::new(StatusCode::CONFLICT, "transaction-committed", "The transaction is committed")
+                .detail("it was decided before: a committed transaction is not rolled back"))
+        }
         Outcome::Aborted => Ok(Json(view).into_response()),
         Outcome::Undecided => Ok(accepted(view)),
     }
@@ -186,10 +184,7 @@ async fn list(
         (status = 503, body = Document, description = "no-coordinator: it is about to be adopted")
     )
 )]
-async fn retry(
-    State(context): State<Context>,
-    Segments(one): Segments<One>,
-) -> Result<Response, Problem> {
+async fn retry(State(context): State<Context>, Segments(one): Segments<One>) -> Result<Response, Problem> {
     help(&context, &one, None, Verdict::Retry).await
 }
 
@@ -260,7 +255,10 @@ fn found(one: &One, view: Option<View>) -> Result<View, Problem> {
 
 fn not_found(one: &One) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "transaction-not-found", "There is no such transaction").detail(
-        format!("there is no transaction {:?} of {:?}, or it is finished and forgotten", one.id, one.transaction),
+        format!(
+            "there is no transaction {:?} of {:?}, or it is finished and forgotten",
+            one.id, one.transaction
+        ),
     )
 }
 

@@ -1,6 +1,6 @@
 //! What the routes of transactions take.
 
-use std::time::Duration;
+use std::{fmt::Write, time::Duration};
 
 use concordat_protocol::{Name, TransactionId};
 use http::HeaderMap;
@@ -162,7 +162,11 @@ pub(super) fn id_to_begin(name: &Name, headers: &HeaderMap) -> Result<Transactio
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]

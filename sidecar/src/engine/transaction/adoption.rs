@@ -51,10 +51,13 @@ async fn look(inner: &Arc<Inner>, since: &mut HashMap<String, Millis>) -> Result
     let mut reads = answer.reads.into_iter();
     let mut next = || reads.next().unwrap_or_default();
     let (sessions, transactions, inbox) = (next(), next(), next());
-    let mut seen = Seen { peers: peers(sessions), own: inner.session.lock().clone(), since, left: BTreeSet::new() };
+    let mut seen =
+        Seen { peers: peers(sessions), own: inner.session.lock().clone(), since, left: BTreeSet::new() };
 
     for entry in &transactions {
-        let (Key::Transaction(id), Record::Transaction(record)) = (&entry.key, &entry.record) else { continue };
+        let (Key::Transaction(id), Record::Transaction(record)) = (&entry.key, &entry.record) else {
+            continue;
+        };
         let adopt = match &record.coordinator {
             Some((_, session)) if *session == seen.own => !inner.runs.lock().contains_key(id),
             Some((_, session)) => seen.is_mine(inner, session.as_str(), seen.peers.is_live(session), None),

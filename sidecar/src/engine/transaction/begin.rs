@@ -91,11 +91,7 @@ impl TransactionEngine {
         Ok(Some(run.progress.subscribe()))
     }
 
-    async fn start_run(
-        &self,
-        begin: &Begin,
-        until: Instant,
-    ) -> Result<watch::Receiver<Progress>, Problem> {
+    async fn start_run(&self, begin: &Begin, until: Instant) -> Result<watch::Receiver<Progress>, Problem> {
         let inner = &self.0;
         let now = inner.store.clock().now();
         let settings = &begin.defined.settings;

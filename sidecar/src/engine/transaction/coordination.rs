@@ -1,10 +1,6 @@
 //! The transactions that this sidecar coordinates: runs their machines.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use concordat_protocol::{
     Entry, Millis, Name, Plan, Record, TransactionId,
@@ -24,7 +20,7 @@ use crate::failpoint;
 
 /// How far a transaction is, for those who wait for it here.
 #[derive(Clone, Default)]
-pub enum Progress {
+pub(super) enum Progress {
     /// It is not known whether it is begun.
     #[default]
     Beginning,
@@ -186,9 +182,8 @@ fn stuck(runs: &Runs, name: &Name) -> u64 {
     let is_stuck = |record: &Transaction| {
         record.branches.iter().any(|branch| branch.stage == concordat_protocol::transaction::Stage::Stuck)
     };
-    runs.values()
-        .filter(|run| run.machine.record().name == *name && is_stuck(run.machine.record()))
-        .count() as u64
+    runs.values().filter(|run| run.machine.record().name == *name && is_stuck(run.machine.record())).count()
+        as u64
 }
 
 /// The fail points before and after a step's commit.

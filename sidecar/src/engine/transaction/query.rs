@@ -161,8 +161,11 @@ impl TransactionEngine {
         let answer = self.0.store.read(vec![Range::Transactions]).await?;
         let mut entries: Vec<Entry> = answer.reads.into_iter().flatten().collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.create_revision));
-        let mut views: Vec<View> = entries.iter().filter_map(|entry| listed(entry, name, filter)).take(limit).collect();
-        if filter.state.is_none_or(|state| state == State::Finished) && filter.outcome != Some(Outcome::Undecided) {
+        let mut views: Vec<View> =
+            entries.iter().filter_map(|entry| listed(entry, name, filter)).take(limit).collect();
+        if filter.state.is_none_or(|state| state == State::Finished)
+            && filter.outcome != Some(Outcome::Undecided)
+        {
             self.list_finished(name, filter, limit, &mut views).await?;
         }
         views.sort_by(|a, b| b.began.cmp(&a.began));

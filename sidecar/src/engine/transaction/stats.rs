@@ -60,7 +60,11 @@ impl Stats {
     fn take_changed(&self) -> Vec<(Name, Counts)> {
         let mut all = self.0.lock();
         let changed = all.iter_mut().filter(|(_, counts)| counts.changed);
-        changed.map(|(name, counts)| (name.clone(), std::mem::replace(counts, Counts { changed: false, ..*counts }))).collect()
+        changed
+            .map(|(name, counts)| {
+                (name.clone(), std::mem::replace(counts, Counts { changed: false, ..*counts }))
+            })
+            .collect()
     }
 }
 
