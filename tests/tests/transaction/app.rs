@@ -18,7 +18,7 @@ use tokio::{net::TcpListener, sync::Notify};
 
 /// What the app does with a call.
 #[derive(Clone)]
-pub enum Behaviour {
+pub(crate) enum Behaviour {
     /// Answers this status; 2xx takes effect, nothing else does.
     Answer(u16),
     /// Answers 204 once it is told to.
@@ -27,13 +27,13 @@ pub enum Behaviour {
 
 /// A call as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
-    pub transaction: String,
-    pub branch: String,
-    pub operation: String,
-    pub attempt: u32,
-    pub epoch: i64,
-    pub body: String,
+pub(crate) struct Call {
+    pub(crate) transaction: String,
+    pub(crate) branch: String,
+    pub(crate) operation: String,
+    pub(crate) attempt: u32,
+    pub(crate) epoch: i64,
+    pub(crate) body: String,
 }
 
 #[derive(Default)]
@@ -46,13 +46,13 @@ struct Kept {
 
 /// One app, shared by its pods as a database is.
 #[derive(Clone)]
-pub struct App {
-    pub port: u16,
+pub(crate) struct App {
+    pub(crate) port: u16,
     kept: Arc<Mutex<Kept>>,
 }
 
 impl App {
-    pub async fn start() -> Result<Self> {
+    pub(crate) async fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let app = Self { port: listener.local_addr()?.port(), kept: Arc::default() };
         let router = Router::new().route("/{*path}", post(called)).with_state(app.clone());
@@ -61,17 +61,22 @@ impl App {
     }
 
     /// The next calls of an operation of a branch meet with these, later ones with 204.
-    pub fn behave(&self, branch: &str, operation: &str, behaviours: impl IntoIterator<Item = Behaviour>) {
+    pub(crate) fn behave(
+        &self,
+        branch: &str,
+        operation: &str,
+        behaviours: impl IntoIterator<Item = Behaviour>,
+    ) {
         let key = format!("{branch}/{operation}");
         self.kept.lock().behaviours.entry(key).or_default().extend(behaviours);
     }
 
-    pub fn calls(&self) -> Vec<Call> {
+    pub(crate) fn calls(&self) -> Vec<Call> {
         self.kept.lock().calls.clone()
     }
 
     /// What took effect for a branch of a transaction.
-    pub fn ledger(&self, transaction: &str, branch: &str) -> Vec<Operation> {
+    pub(crate) fn ledger(&self, transaction: &str, branch: &str) -> Vec<Operation> {
         let kept = self.kept.lock();
         kept.ledger.get(&(transaction.to_owned(), branch.to_owned())).cloned().unwrap_or_default()
     }

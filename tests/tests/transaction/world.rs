@@ -25,36 +25,36 @@ use serde_json::{Value, json};
 
 use super::app::App;
 
-pub const NAME: &str = "pay";
+pub(crate) const NAME: &str = "pay";
 
 /// A sidecar of a pod.
-pub struct Pod {
-    pub process: Process,
-    pub port: u16,
-    pub name: String,
+pub(crate) struct Pod {
+    pub(crate) process: Process,
+    pub(crate) port: u16,
+    pub(crate) name: String,
 }
 
-pub struct World {
-    pub namespace: String,
+pub(crate) struct World {
+    pub(crate) namespace: String,
     endpoint: String,
-    pub admin: Admin,
+    pub(crate) admin: Admin,
     recorder: Recorder,
     client: reqwest::Client,
-    pub p: App,
-    pub q: App,
+    pub(crate) p: App,
+    pub(crate) q: App,
     started: AtomicUsize,
 }
 
 /// An answer of the API.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub body: Value,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Value,
 }
 
 impl World {
     /// A namespace with the DistributedTransaction [`NAME`]: branch `debit` at the app `p`, `credit` at the app `q`.
-    pub async fn new(etcd: &Etcd, namespace: &str) -> Result<Self> {
+    pub(crate) async fn new(etcd: &Etcd, namespace: &str) -> Result<Self> {
         let endpoint = etcd.endpoint(0);
         let admin =
             Admin::connect(AdminConfig { endpoints: vec![endpoint.clone()], ..AdminConfig::default() })
@@ -73,22 +73,24 @@ impl World {
         Ok(world)
     }
 
-    pub fn definition() -> Key {
+    pub(crate) fn definition() -> Key {
         Key::Definition { kind: Kind::Transaction, name: NAME.into() }
     }
 
     /// Puts the definition as the operator does.
-    pub async fn define(&self, settings: &transaction::Settings) -> Result<i64> {
+    pub(crate) async fn define(&self, settings: &transaction::Settings) -> Result<i64> {
         let definition =
             Definition { uid: "u1".into(), generation: 1, settings: Settings::Transaction(settings.clone()) };
         let plan = Plan::new().put(Self::definition(), definition, Lease::Forever);
-        self.admin.write(&self.namespace, plan.read(Self::definition())).await?;
-        let answer = self.admin.read(&self.namespace, vec![Self::definition().into()]).await?;
+        let answer = eventually("etcd takes the definition", async || {
+            Ok(self.admin.write(&self.namespace, plan.clone().read(Self::definition())).await?)
+        })
+        .await?;
         Ok(answer.reads[0][0].create_revision)
     }
 
     /// Starts a sidecar of an app (`p`, `q` or any other, which takes no part), with fail points.
-    pub async fn start(&self, app: &str, failpoints: &str) -> Result<Pod> {
+    pub(crate) async fn start(&self, app: &str, failpoints: &str) -> Result<Pod> {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{app}-{number}", self.namespace);
         let (port, admin) = (free_port()?, free_port()?);
@@ -120,7 +122,7 @@ impl World {
         Ok(Answer { status, body })
     }
 
-    pub async fn post(&self, pod: &Pod, path: &str, id: Option<&str>, body: &Value) -> Result<Answer> {
+    pub(crate) async fn post(&self, pod: &Pod, path: &str, id: Option<&str>, body: &Value) -> Result<Answer> {
         let mut request = self
             .client
             .post(format!("http://127.0.0.1:{}/v1/transactions/{path}", pod.port))
@@ -131,27 +133,27 @@ impl World {
         self.send(request).await
     }
 
-    pub async fn begin(&self, pod: &Pod, id: &str) -> Result<Answer> {
+    pub(crate) async fn begin(&self, pod: &Pod, id: &str) -> Result<Answer> {
         self.post(pod, &format!("{NAME}?wait=30s"), Some(id), &json!({ "amount": 10 })).await
     }
 
     /// The same; `None` when the sidecar dies before it answers.
-    pub async fn begin_or_lose(&self, pod: &Pod, id: &str) -> Option<Answer> {
+    pub(crate) async fn begin_or_lose(&self, pod: &Pod, id: &str) -> Option<Answer> {
         self.begin(pod, id).await.ok()
     }
 
-    pub async fn get(&self, pod: &Pod, path: &str) -> Result<Answer> {
+    pub(crate) async fn get(&self, pod: &Pod, path: &str) -> Result<Answer> {
         self.send(self.client.get(format!("http://127.0.0.1:{}/v1/transactions/{NAME}{path}", pod.port)))
             .await
     }
 
     /// Waits until a transaction is finished, and answers it.
-    pub async fn finished(&self, pod: &Pod, id: &str) -> Result<Value> {
+    pub(crate) async fn finished(&self, pod: &Pod, id: &str) -> Result<Value> {
         self.reaches(pod, id, "finished").await
     }
 
     /// Waits until a transaction is in a state, and answers it.
-    pub async fn reaches(&self, pod: &Pod, id: &str, state: &str) -> Result<Value> {
+    pub(crate) async fn reaches(&self, pod: &Pod, id: &str, state: &str) -> Result<Value> {
         eventually(&format!("{id} is {state}"), async || {
             let answer = self.get(pod, &format!("/{id}")).await?;
             ensure!(answer.body["state"] == state, "it is {answer:?}");
@@ -161,7 +163,7 @@ impl World {
     }
 
     /// Waits until no session of a pod is left in etcd.
-    pub async fn session_ended(&self, pod: &Pod) -> Result<()> {
+    pub(crate) async fn session_ended(&self, pod: &Pod) -> Result<()> {
         eventually(&format!("the session of {} ends", pod.name), async || {
             let answer = self.admin.read(&self.namespace, vec![Range::Sessions]).await?;
             let lives = answer.reads[0]
@@ -174,7 +176,7 @@ impl World {
     }
 
     /// What was seen of a transaction.
-    pub async fn history(&self, id: &str) -> Result<History> {
+    pub(crate) async fn history(&self, id: &str) -> Result<History> {
         let mut history = History::default();
         for (app, branch) in [(&self.p, "debit"), (&self.q, "credit")] {
             history.branches.insert(branch.into());
@@ -214,7 +216,7 @@ impl World {
     }
 
     /// Checks what must hold of a finished transaction, of which clients were told `told`.
-    pub async fn check(&self, id: &str, told: &[&Value], disturbed: bool) -> Result<()> {
+    pub(crate) async fn check(&self, id: &str, told: &[&Value], disturbed: bool) -> Result<()> {
         let mut history = self.history(id).await?;
         history.disturbed = disturbed;
         for told in told {
@@ -271,7 +273,7 @@ impl World {
 }
 
 /// Two-phase commit over `p` and `q`.
-pub fn settings() -> transaction::Settings {
+pub(crate) fn settings() -> transaction::Settings {
     let participant = |name: &str, app: &str| Participant {
         name: name.into(),
         app: app.into(),
@@ -292,6 +294,6 @@ pub fn settings() -> transaction::Settings {
 }
 
 /// A value of an answer that must be there.
-pub fn text<'a>(body: &'a Value, field: &str) -> Result<&'a str> {
+pub(crate) fn text<'a>(body: &'a Value, field: &str) -> Result<&'a str> {
     body[field].as_str().with_context(|| format!("no {field} in {body}"))
 }

@@ -1,14 +1,10 @@
 //! Two-phase commit through real sidecars on a real etcd: what clients, participants and people are told.
 
-#[path = "transaction/app.rs"]
-mod app;
-#[path = "transaction/world.rs"]
-mod world;
-
 use std::sync::Arc;
 
+use super::app::Behaviour::{Answer, Await};
+use super::world::{NAME, World, settings, text};
 use anyhow::{Result, ensure};
-use app::Behaviour::{Answer, Await};
 use concordat_protocol::{
     Key, Now, Plan,
     transaction::{Operation, once_id, plans},
@@ -16,7 +12,6 @@ use concordat_protocol::{
 use concordat_tests::{etcd::Etcd, process::eventually};
 use serde_json::json;
 use tokio::sync::Notify;
-use world::{NAME, World, settings, text};
 
 #[tokio::test]
 async fn what_everybody_agrees_to_is_committed_everywhere() -> Result<()> {

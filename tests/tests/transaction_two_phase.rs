@@ -1,0 +1,10 @@
+//! Two-phase commit end to end: real sidecars, a real etcd, apps that take part.
+
+#[path = "transaction/app.rs"]
+mod app;
+#[path = "transaction/commit.rs"]
+mod commit;
+#[path = "transaction/faults.rs"]
+mod faults;
+#[path = "transaction/world.rs"]
+mod world;
