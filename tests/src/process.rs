@@ -207,10 +207,12 @@ fn build(name: &str, features: &[&str], key: &str) -> Result<PathBuf> {
     let folder = env::current_exe()?.ancestors().nth(2).context("no target folder")?.to_owned();
     let target = folder.parent().context("no target folder")?;
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // The whole workspace decides the features of dependencies, so that they are not compiled a second time.
+    // With the whole workspace, and a test beside, dependencies have the features that `cargo test --workspace` gave
+    // them and are not compiled a second time.
     cargo
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .args(["build", "--locked", "--workspace", "--bin", name, "--message-format=json", "--target-dir"])
+        .args(["build", "--locked", "--workspace", "--bin", name, "--test", "codec"])
+        .args(["--message-format=json", "--target-dir"])
         .arg(target)
         .args(["--features", &features.join(",")]);
     if folder.ends_with("release") {

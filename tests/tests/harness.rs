@@ -323,7 +323,19 @@ async fn a_meter_counts_what_an_operation_asks_for() -> Result<()> {
     assert_eq!((cost.rounds(), cost.writes()), (3, 3));
 
     // The same again costs the same, and nothing costs nothing.
-    let (_, nothing) = meter.measure(async {}).await?;
+    let ((), nothing) = meter.measure(async {}).await?;
     assert_eq!(nothing, Cost::default());
+    Ok(())
+}
+
+/// What a test runs is what is checked out: cargo is asked, and answers with a file of this build's own.
+#[test]
+fn binaries_are_built_from_what_is_checked_out() -> Result<()> {
+    let program = concordat_tests::process::binary("crdgen")?;
+    assert!(program.is_file(), "{}", program.display());
+    assert!(program.parent().context("no folder")?.ends_with("harness"), "{}", program.display());
+    assert_eq!(concordat_tests::process::binary("crdgen")?, program);
+    let error = concordat_tests::process::binary("no-such-binary").unwrap_err();
+    assert!(format!("{error:#}").contains("no-such-binary"), "{error:#}");
     Ok(())
 }
