@@ -12,13 +12,18 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 help: ## Says what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+.PHONY: tools
+tools: ## Installs what builds need and Debian has: a C compiler and protoc
+	@command -v cc >/dev/null && command -v protoc >/dev/null || \
+	  { apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev protobuf-compiler; }
+
 .PHONY: demo
-demo: ## Builds everything, opens the bank of examples/ and checks every sum
+demo: tools ## Builds everything, opens the bank of examples/ and checks every sum
 	cargo build --locked -p concordat -p concordat-bank
 	$(BIN)/concordat-bank demo
 
 .PHONY: check
-check: ## Formatting and lints, warnings denied
+check: tools ## Formatting and lints, warnings denied
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
@@ -31,18 +36,18 @@ kubernetes: ## Builds the kube-apiserver that tests run against (once, from Go m
 	tests/kubernetes/build
 
 .PHONY: fuzz
-fuzz: ## The fuzz targets for longer: FUZZ_SECONDS each, 60 unless set
+fuzz: tools ## The fuzz targets for longer: FUZZ_SECONDS each, 60 unless set
 	BOLERO_RANDOM_TEST_TIME_MS=$$(( $${FUZZ_SECONDS:-60} * 1000 )) BOLERO_RANDOM_ITERATIONS=1000000000 \
 	  cargo test --locked --release -p concordat-store -p concordat-sidecar -p concordat-crds fuzz -- --test-threads 2
 
 .PHONY: bench
-bench: ## Measures the sidecars beside etcd's own lock service and plain puts; writes docs/benchmarks.md
+bench: tools ## Measures the sidecars beside etcd's own lock service and plain puts; writes docs/benchmarks.md
 	cargo build --locked --release -p concordat-sidecar --bin concordat-sidecar
 	cargo build --locked --release -p concordat-tests --bin bench
 	$(RELEASE)/bench --output docs/benchmarks.md
 
 .PHONY: crds
-crds: ## Writes crds/*.yaml anew from the Rust types
+crds: tools ## Writes crds/*.yaml anew from the Rust types
 	cargo run --locked -p concordat-crds --bin crdgen
 
 .PHONY: clean
