@@ -3,6 +3,8 @@
 //!
 //! `CONCORDAT_MODEL=large` also runs the scenarios that take minutes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 #[path = "transaction_model/bug.rs"]
 mod bug;
 #[path = "transaction_model/world.rs"]

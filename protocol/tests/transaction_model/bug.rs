@@ -47,7 +47,7 @@ impl Bug {
                 plan.writes.retain(|write| !matches!(write, Write::Put(Key::Transaction(_), ..)));
             }
             Self::FormerInboxesNotRead => {
-                plan.reads.retain(|range| !matches!(range, Range::Answers(_, session, _) if session != own))
+                plan.reads.retain(|range| !matches!(range, Range::Answers(_, session, _) if session != own));
             }
             _ => {}
         }

@@ -1,0 +1,248 @@
+//! What may happen in the world, what comes of it, and what must hold.
+
+use super::*;
+
+impl Model for World {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![self.start()]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        let (bounds, spent) = (&self.bounds, &state.spent);
+        for (index, producer) in state.producers.iter().enumerate() {
+            for (tag, sent) in &producer.sent {
+                match sent {
+                    Sent::Flying(_) => {
+                        actions.push(Action::LandPublish(index, *tag));
+                        if spent.late < bounds.late {
+                            actions.push(Action::LosePublish(index, *tag));
+                        }
+                    }
+                    Sent::Landed(_) => actions.push(Action::AnswerPublish(index, *tag)),
+                }
+            }
+            if spent.repeats < bounds.repeats && producer.machine.idle() {
+                actions.push(Action::Repeat(index));
+            }
+        }
+        for (index, consumer) in state.consumers.iter().enumerate() {
+            for (tag, sent) in &consumer.sent {
+                match sent {
+                    Sent::Flying(_) => {
+                        actions.push(Action::Land(index, *tag));
+                        if spent.late < bounds.late {
+                            actions.push(Action::Lose(index, *tag));
+                        }
+                    }
+                    Sent::Landed(_) => actions.push(Action::Answer(index, *tag)),
+                }
+            }
+            if consumer.seen < state.etcd.revision() {
+                actions.push(Action::Watch(index));
+            }
+            if !consumer.waiting && spent.receives < bounds.receives {
+                actions.push(Action::Receive(index));
+            }
+            if consumer.waiting && spent.hang_ups < bounds.hang_ups {
+                actions.push(Action::HangUp(index));
+            }
+            for (place, _) in consumer.open.iter().enumerate() {
+                actions.push(Action::Ack(index, place));
+                if spent.nacks < bounds.nacks {
+                    actions.push(Action::Nack(index, place));
+                }
+            }
+            for (receipt, body) in &consumer.old {
+                actions.push(Action::AckOld(index, receipt.clone(), *body));
+            }
+            if !consumer.open.is_empty() && spent.timeouts < bounds.timeouts {
+                actions.push(Action::TimeOut(index));
+            }
+            if state.etcd.leased(consumer.lease) {
+                if spent.losses < bounds.losses {
+                    actions.push(Action::EndLease(index));
+                }
+            } else {
+                actions.push(Action::Notice(index));
+            }
+            if spent.crashes < bounds.crashes {
+                actions.push(Action::Crash(index));
+            }
+        }
+        for index in 0..state.adrift.len() {
+            actions.push(Action::LandAdrift(index));
+        }
+        if spent.undefined < bounds.undefined {
+            actions.push(Action::Undefine);
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        match action {
+            Action::LandPublish(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.producers[index].sent.remove(&tag) else { return None };
+                let answer = landed(&mut state, &plans);
+                state.producers[index].sent.insert(tag, Sent::Landed(answer));
+            }
+            Action::Land(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
+                let answer = landed(&mut state, &plans);
+                state.consumers[index].sent.insert(tag, Sent::Landed(answer));
+            }
+            Action::AnswerPublish(index, tag) => {
+                let Some(Sent::Landed(answer)) = state.producers[index].sent.remove(&tag) else {
+                    return None;
+                };
+                let done = publish::Input::Done(tag, Outcome::Answered(answer));
+                let effects = state.producers[index].machine.step(done);
+                self.published(&mut state, index, effects);
+            }
+            Action::Answer(index, tag) => {
+                let Some(Sent::Landed(answer)) = state.consumers[index].sent.remove(&tag) else {
+                    return None;
+                };
+                self.consumed(&mut state, index, delivery::Input::Done(tag, Outcome::Answered(answer)), NOW);
+            }
+            Action::LosePublish(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.producers[index].sent.remove(&tag) else { return None };
+                state.adrift.extend(plans);
+                state.spent.late += 1;
+                let done = publish::Input::Done(tag, Outcome::Unknown);
+                let effects = state.producers[index].machine.step(done);
+                self.published(&mut state, index, effects);
+            }
+            Action::Lose(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
+                state.adrift.extend(plans);
+                state.spent.late += 1;
+                self.consumed(
+                    &mut state,
+                    index,
+                    delivery::Input::Done(tag, Outcome::Unknown),
+                    LATER_A_LITTLE,
+                );
+            }
+            Action::LandAdrift(index) => {
+                let plan = state.adrift.remove(index);
+                state.land(&plan);
+            }
+            Action::Repeat(index) => {
+                state.spent.repeats += 1;
+                self.offer(&mut state, index);
+            }
+            Action::Watch(index) => {
+                let consumer = &state.consumers[index];
+                let range = consumer.machine.range();
+                let mut changes: Vec<Change> = state.etcd.since(consumer.seen, &range).map(change).collect();
+                if self.planted == Planted::DeafToClaims {
+                    changes.retain(|change| !matches!(change, Change::Deleted(Key::Claim { .. }, _)));
+                }
+                state.consumers[index].seen = state.etcd.revision();
+                self.consumed(&mut state, index, delivery::Input::Changed(changes), NOW);
+            }
+            Action::Receive(index) => {
+                state.spent.receives += 1;
+                state.consumers[index].waiting = true;
+                let input = delivery::Input::Receive(index as u64, self.bounds.max, 30_000);
+                self.consumed(&mut state, index, input, NOW);
+            }
+            Action::HangUp(index) => {
+                state.spent.hang_ups += 1;
+                state.consumers[index].waiting = false;
+                self.consumed(&mut state, index, delivery::Input::GiveUp(index as u64), NOW);
+            }
+            Action::Ack(index, place) => {
+                let open = state.consumers[index].open.remove(place);
+                self.settle(&mut state, index, open, Verdict::Ack);
+            }
+            Action::Nack(index, place) => {
+                state.spent.nacks += 1;
+                let open = state.consumers[index].open.remove(place);
+                state.consumers[index].old.insert(open.clone());
+                let reason = String::new();
+                let verdict = Verdict::Nack { delay: None, reason, dead_letter: false };
+                self.settle(&mut state, index, open, verdict);
+            }
+            Action::AckOld(index, receipt, body) => {
+                state.consumers[index].old.remove(&(receipt.clone(), body));
+                self.settle(&mut state, index, (receipt, body), Verdict::Ack);
+            }
+            Action::TimeOut(index) => {
+                state.spent.timeouts += 1;
+                let open = std::mem::take(&mut state.consumers[index].open);
+                state.consumers[index].old.extend(open);
+                self.consumed(&mut state, index, delivery::Input::Pump, LATER);
+            }
+            Action::EndLease(index) => {
+                state.spent.losses += 1;
+                state.end_lease(state.consumers[index].lease);
+            }
+            Action::Notice(index) => {
+                let (session, lease) = state.open_session();
+                let consumer = &mut state.consumers[index];
+                (consumer.session, consumer.lease) = (session.clone(), lease);
+                let open = std::mem::take(&mut consumer.open);
+                consumer.old.extend(open);
+                let input = delivery::Input::Session(Some((session, u64::MAX)));
+                self.consumed(&mut state, index, input, NOW);
+            }
+            Action::Crash(index) => {
+                state.spent.crashes += 1;
+                let fresh = self.consumer(&mut state);
+                let old = std::mem::replace(&mut state.consumers[index], fresh);
+                for sent in old.sent.into_values() {
+                    if let Sent::Flying(plans) = sent {
+                        state.adrift.extend(plans);
+                    }
+                }
+                // Its consumer may still answer, to the sidecar that came instead.
+                state.consumers[index].old.extend(old.open);
+                state.end_lease(old.lease);
+            }
+            Action::Undefine => {
+                state.spent.undefined += 1;
+                let plan = Plan::new().delete(definition(&queue()));
+                state.land(&plan);
+            }
+        }
+        state.adrift.sort();
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("q1 to q8", |world: &World, state: &State| {
+                invariant::all(&state.history, &state.ledger, &queue(), world.bounds.max_deliveries).is_ok()
+            }),
+            Property::always("no consumer waits while a message is ready", |_, state: &State| {
+                !state.consumers.iter().any(|consumer| state.starved(consumer))
+            }),
+            Property::sometimes("all is acknowledged", |_, state: &State| {
+                let account = state.ledger.account(&queue());
+                account.published > 0 && account.acknowledged == account.published
+            }),
+        ]
+    }
+}
+
+const LATER_A_LITTLE: Now = Now { monotonic: 0, unix: 1_000 };
+
+impl State {
+    /// Whether a consumer waits for what it should have been given: nothing is under way for it or will be.
+    fn starved(&self, consumer: &Consumer) -> bool {
+        let current = consumer.seen == self.etcd.revision() && self.etcd.leased(consumer.lease);
+        let resting = consumer.sent.is_empty() && consumer.machine.wake().is_none_or(|wake| wake > 20_000);
+        let defined = self.etcd.get(&definition(&queue())).is_some();
+        current && resting && defined && consumer.waiting && self.ledger.account(&queue()).ready > 0
+    }
+}
+
+/// Explores breadth first, so that a counterexample is a shortest one.
+pub(crate) fn explore(bounds: Bounds, planted: Planted) -> impl stateright::Checker<World> {
+    use stateright::Checker as _;
+    World { bounds, planted }.checker().spawn_bfs().join()
+}
