@@ -205,17 +205,12 @@ impl Delivery {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Whether nobody consumes here: no waiter, no delivery, nothing to settle, no plan under way.
+    /// Whether nobody consumes here (looks at every segment): no waiter, no delivery, nothing to settle, no plan under way.
     pub fn idle(&self) -> bool {
         self.waiters.is_empty()
             && self.early.is_empty()
             && self.flights.is_empty()
             && self.segments.values().all(segment::State::idle)
-    }
-
-    /// How many consumers wait, and how many messages are in delivery here.
-    pub fn consumers(&self) -> (usize, usize) {
-        (self.waiters.len(), self.segments.values().map(segment::State::in_delivery).sum())
     }
 
     /// One step.

@@ -4,25 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 
 use concordat_protocol::{
-    App, Definition, Entry, Key, Lease, Name, Now, Plan, Range, Record, SessionId, Write,
-    etcd::{Compare, Etcd, Event, Item, Op, OpAnswer, Relation, Target, Txn},
+    Definition, Key, Lease, Name, Now, Plan, Record, SessionId, Write,
     plan::Answer,
     queue::{
-        Message, Mode, OnFull, Ordering, Outcome, Settings,
-        delivery::{self, Change, Delivered, Delivery, Status, Verdict},
-        invariant::{self, History, Ledger},
+        Message, Mode, OnFull, Ordering, Settings,
+        delivery::{self, Delivered, Delivery, Status, Verdict},
+        invariant::{History, Ledger},
         location::{Receipt, definition, offset},
         publish::{self, Offer, Published, Publisher},
     },
-    session::Session,
 };
-use stateright::{Model, Property};
 
-mod run;
-
-pub(crate) use run::explore;
-
-pub(crate) type Store = Etcd<Key, Range, Record>;
+use crate::store::{Store, entries};
 
 /// A change made on purpose to what the machines say or hear, to see it found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,20 +133,20 @@ pub(crate) struct State {
     pub(crate) history: History,
     pub(crate) ledger: Ledger,
     pub(crate) spent: Spent,
-    lives: i64,
+    pub(crate) lives: i64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Spent {
-    receives: u8,
-    nacks: u8,
-    timeouts: u8,
-    losses: u8,
-    crashes: u8,
-    late: u8,
-    repeats: u8,
-    undefined: u8,
-    hang_ups: u8,
+    pub(crate) receives: u8,
+    pub(crate) nacks: u8,
+    pub(crate) timeouts: u8,
+    pub(crate) losses: u8,
+    pub(crate) crashes: u8,
+    pub(crate) late: u8,
+    pub(crate) repeats: u8,
+    pub(crate) undefined: u8,
+    pub(crate) hang_ups: u8,
 }
 
 // The ledger follows from etcd's events: it tells no states apart that those do not.
@@ -169,45 +162,19 @@ impl PartialEq for State {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Action {
-    /// A publisher's or consumer's plan reaches etcd.
-    LandPublish(usize, u64),
-    Land(usize, u64),
-    /// The machine hears of it.
-    AnswerPublish(usize, u64),
-    Answer(usize, u64),
-    /// The answer is lost; the plan may land later, or never.
-    LosePublish(usize, u64),
-    Lose(usize, u64),
-    LandAdrift(usize),
-    Repeat(usize),
-    Watch(usize),
-    Receive(usize),
-    HangUp(usize),
-    Ack(usize, usize),
-    Nack(usize, usize),
-    AckOld(usize, Receipt, u8),
-    TimeOut(usize),
-    /// The lease of a consumer's session ends in etcd; its sidecar does not know yet.
-    EndLease(usize),
-    /// It learns of it and goes on with a new session.
-    Notice(usize),
-    Crash(usize),
-    Undefine,
-}
-
 pub(crate) fn queue() -> Name {
     "q".into()
 }
 
-const NOW: Now = Now { monotonic: 1_000, unix: 1_000 };
-const LATER: Now = Now { monotonic: 100_000, unix: 100_000 };
+pub(crate) const NOW: Now = Now { monotonic: 1_000, unix: 1_000 };
+/// Before [`NOW`]: whatever is put off a moment then is due at [`NOW`].
+pub(crate) const BEFORE: Now = Now { monotonic: 0, unix: 1_000 };
+pub(crate) const LATER: Now = Now { monotonic: 100_000, unix: 100_000 };
 const NEVER: u64 = 1 << 40;
-const NACK: u64 = 1 << 32;
+pub(crate) const NACK: u64 = 1 << 32;
 
 impl World {
-    fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         Settings {
             mode: Mode::WorkQueue,
             partitions: 1,
@@ -225,7 +192,7 @@ impl World {
         }
     }
 
-    fn start(&self) -> State {
+    pub(crate) fn start(&self) -> State {
         let mut state = State {
             etcd: Store::with_history(),
             producers: vec![],
@@ -271,7 +238,7 @@ impl World {
         state
     }
 
-    fn consumer(&self, state: &mut State) -> Consumer {
+    pub(crate) fn consumer(&self, state: &mut State) -> Consumer {
         let (session, lease) = state.open_session();
         let mut machine = Delivery::new(queue(), self.settings(), 2, state.lives as u64 * 1000);
         let entries = entries(&state.etcd, &machine.range());
@@ -290,7 +257,7 @@ impl World {
         }
     }
 
-    fn offer(&self, state: &mut State, index: usize) {
+    pub(crate) fn offer(&self, state: &mut State, index: usize) {
         let producer = &mut state.producers[index];
         let once = self.bounds.repeats > 0;
         let offers = producer.bodies.iter().map(|body| offer(*body, once)).collect();
@@ -305,7 +272,7 @@ impl World {
         self.published(state, index, effects);
     }
 
-    fn published(&self, state: &mut State, index: usize, effects: Vec<publish::Effect>) {
+    pub(crate) fn published(&self, state: &mut State, index: usize, effects: Vec<publish::Effect>) {
         for effect in effects {
             match effect {
                 publish::Effect::Commit(tag, plan) => {
@@ -333,7 +300,7 @@ impl World {
         }
     }
 
-    fn consumed(&self, state: &mut State, index: usize, input: delivery::Input, now: Now) {
+    pub(crate) fn consumed(&self, state: &mut State, index: usize, input: delivery::Input, now: Now) {
         let mut effects = state.consumers[index].machine.step(input, now);
         effects.extend(state.consumers[index].machine.step(delivery::Input::Pump, now));
         let consumer = &mut state.consumers[index];
@@ -404,7 +371,13 @@ impl World {
         }
     }
 
-    fn settle(&self, state: &mut State, index: usize, (receipt, body): (Receipt, u8), verdict: Verdict) {
+    pub(crate) fn settle(
+        &self,
+        state: &mut State,
+        index: usize,
+        (receipt, body): (Receipt, u8),
+        verdict: Verdict,
+    ) {
         if verdict == Verdict::Ack {
             state.history.ack_asked.insert((vec![body], receipt.delivery));
         }
@@ -418,96 +391,4 @@ impl World {
 fn offer(body: u8, once: bool) -> Offer {
     let message = Message { body: vec![body], expires: NEVER, ..Message::default() };
     Offer { message, not_before: 0, producer: once.then(|| format!("p/{body}").into()) }
-}
-
-fn entry((key, item): (&Key, &Item<Record>)) -> Entry {
-    Entry {
-        key: key.clone(),
-        record: item.value.clone(),
-        create_revision: item.create_revision,
-        mod_revision: item.mod_revision,
-    }
-}
-
-fn entries(etcd: &Store, range: &Range) -> Vec<Entry> {
-    etcd.range(range).map(entry).collect()
-}
-
-fn change(event: &Event<Key, Record>) -> Change {
-    match &event.item {
-        Some(item) => Change::Put(entry((&event.key, item))),
-        None => Change::Deleted(event.key.clone(), event.revision),
-    }
-}
-
-impl State {
-    fn open_session(&mut self) -> (SessionId, i64) {
-        self.lives += 1;
-        let session: SessionId = format!("s{}", self.lives).into();
-        self.etcd.grant(self.lives).expect("space");
-        let record = Session { pod: String::new(), app: App::from("a"), accepts: true };
-        self.land(&Plan::new().put(Key::Session(session.clone()), record, Lease::Forever));
-        (session, self.lives)
-    }
-
-    /// Runs a plan on etcd, lowered as the store lowers it, and lets the ledger see what it did.
-    fn land(&mut self, plan: &Plan) -> Answer {
-        let before = self.etcd.revision();
-        let lease = |lease: &Lease| match lease {
-            Lease::Session(session) => session.as_str()[1..].parse().expect("a number"),
-            _ => 0,
-        };
-        let mut txn: Txn<Key, Range, Record> = Txn { compares: plan.compares.clone(), ..Txn::default() };
-        for guard in plan.lease_guards().into_iter().filter(|guard| matches!(guard, Key::Session(_))) {
-            let (target, relation) = (Target::CreateRevision, Relation::Greater);
-            txn.compares.push(Compare { key: guard, target, relation, value: 0 });
-        }
-        for write in &plan.writes {
-            txn.then.push(match write {
-                Write::Put(key @ Key::Session(session), value, _) => {
-                    let lease = session.as_str()[1..].parse().expect("a number");
-                    Op::Put { key: key.clone(), value: value.clone(), lease }
-                }
-                Write::Put(key, value, of) => {
-                    Op::Put { key: key.clone(), value: value.clone(), lease: lease(of) }
-                }
-                Write::Delete(range) => Op::Delete(range.clone()),
-            });
-        }
-        txn.then.extend(plan.reads.iter().cloned().map(Op::Get));
-        txn.or_else.extend(plan.otherwise.iter().cloned().map(Op::Get));
-        let answer = self.etcd.txn(&txn).expect("a well-formed plan");
-        let reads = answer.answers.into_iter().filter_map(|answer| match answer {
-            OpAnswer::Got(found) => Some(found.iter().map(|(key, item)| entry((key, item))).collect()),
-            _ => None,
-        });
-        let answer = Answer { held: answer.held, revision: self.etcd.revision(), reads: reads.collect() };
-        self.record(before);
-        answer
-    }
-
-    fn record(&mut self, since: i64) {
-        let changes: Vec<Change> = self.etcd.since(since, &Range::All).map(change).collect();
-        if !changes.is_empty() {
-            self.ledger.apply(self.etcd.revision(), &changes);
-        }
-    }
-
-    fn end_lease(&mut self, lease: i64) {
-        let before = self.etcd.revision();
-        self.etcd.end_lease(lease);
-        self.record(before);
-    }
-}
-
-/// Lands what of a plan is still to land; the first part's answer counts.
-fn landed(state: &mut State, plans: &[Plan]) -> Answer {
-    let mut plans = plans.iter();
-    let first = plans.next().expect("a plan");
-    let answer = state.land(first);
-    // Parts of a split plan are apart: the second is one more plan on its way.
-    if answer.held {
-        state.adrift.extend(plans.cloned());
-    }
-    answer
 }

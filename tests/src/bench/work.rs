@@ -246,7 +246,7 @@ fn payload(messages: usize) -> (&'static str, Bytes) {
     if messages == 1 {
         return ("text/plain", message.into());
     }
-    let line = format!("\"{message}\"\n");
+    let line = format!("{{\"body\":\"{message}\"}}\n");
     ("application/x-ndjson", line.repeat(messages).into())
 }
 

@@ -140,10 +140,6 @@ impl State {
         self.held.is_empty() && self.pending.is_empty()
     }
 
-    pub(super) fn in_delivery(&self) -> usize {
-        self.held.len()
-    }
-
     pub(super) fn shared_with_others(&self, me: &SessionId) -> bool {
         self.claims.keys().any(|claim| claim.session != *me)
     }

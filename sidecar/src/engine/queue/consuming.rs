@@ -31,8 +31,8 @@ use crate::{api, definitions::Defined, problem::Problem};
 
 /// A queue that nobody consumes from here is watched no longer, after this.
 const IDLE: Duration = Duration::from_mins(1);
-/// Counters are put at most this often.
-const STATS: Duration = Duration::from_secs(2);
+/// How often is looked whether anybody still consumes; the operator is told no more often.
+const LOOK: Duration = Duration::from_secs(2);
 /// A settlement that takes longer is answered as unknown. Without space in etcd it may take until the last message of
 /// its segment is settled.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -194,17 +194,15 @@ impl Consuming {
         let mut watch = store.watch(self.state.lock().machine.range());
         let mut sessions = store.sessions();
         let mut definitions = self.inner.definitions.changes();
-        let (mut idle_since, mut told, mut stats_at) = (Instant::now(), None, Instant::now());
         if !self.redefine() {
             return self.end();
         }
+        let (mut look_at, mut idle_since, mut told) = (Instant::now(), Instant::now(), None);
         loop {
             let wake = self.state.lock().machine.wake().map(|at| store.clock().instant(at));
-            let wake =
-                wake.unwrap_or_else(|| Instant::now() + IDLE).min(stats_at.max(Instant::now() + STATS));
             tokio::select! {
                 events = watch.next() => self.take(events),
-                _ = sessions.changed() => {}
+                _ = sessions.changed() => told = None,
                 _ = definitions.changed() => if !self.redefine() {
                     return self.end();
                 },
@@ -212,21 +210,29 @@ impl Consuming {
                     // Whoever is ready now shares the plans.
                     tokio::task::yield_now().await;
                 }
-                () = sleep_until(wake) => {}
+                () = sleep_until(wake.map_or(look_at, |wake| wake.min(look_at))) => {}
             }
             self.pump();
-            let (waiting, in_delivery) = self.state.lock().machine.consumers();
-            if waiting + in_delivery > 0 || !self.state.lock().machine.idle() {
+            if Instant::now() < look_at {
+                continue;
+            }
+            look_at = Instant::now() + LOOK;
+            let consumed = self.consumed();
+            if consumed {
                 idle_since = Instant::now();
             } else if idle_since.elapsed() > IDLE {
                 return self.end();
             }
-            if told != Some(waiting + in_delivery > 0) && stats_at <= Instant::now() {
-                told = Some(waiting + in_delivery > 0);
-                stats_at = Instant::now() + STATS;
-                self.tell(waiting as u64, in_delivery as u64);
+            if told != Some(consumed) {
+                told = Some(consumed);
+                self.tell(consumed);
             }
         }
+    }
+
+    /// Whether somebody waits for messages or works on some.
+    fn consumed(&self) -> bool {
+        !self.state.lock().machine.idle()
     }
 
     /// Takes over the queue's settings; whether the queue is still the one it was.
@@ -298,11 +304,11 @@ impl Consuming {
         self.answer(effects);
     }
 
-    /// Puts the counters for the operator.
-    fn tell(&self, waiting: u64, in_delivery: u64) {
+    /// Tells the operator whether somebody consumes here.
+    fn tell(&self, consumed: bool) {
         let session = self.inner.store.session().id;
         let key = Key::Stat { kind: Kind::Queue, name: self.queue.clone(), session: session.clone() };
-        let counters = vec![(counter::CONSUMERS.to_owned(), waiting.max(in_delivery.min(1)))];
+        let counters = vec![(counter::CONSUMERS.to_owned(), u64::from(consumed))];
         let plan = Plan::new().same_life(definition(&self.queue), self.life).put(
             key,
             Stat { counters },

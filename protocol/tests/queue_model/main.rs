@@ -3,11 +3,14 @@
 
 #![allow(clippy::expect_used)]
 
-#[path = "queue_model/world.rs"]
+mod model;
+mod store;
 mod world;
 
 use stateright::Checker;
-use world::{Bounds, Planted, explore};
+
+use model::explore;
+use world::{Bounds, Planted};
 
 /// No violation in any order of what the bounds allow, and the good end is reached.
 fn holds(small: Bounds, big: Bounds) {

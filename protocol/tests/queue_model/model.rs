@@ -1,6 +1,62 @@
-//! What may happen in the world, what comes of it, and what must hold.
+//! What can happen next.
 
-use super::*;
+use concordat_protocol::{
+    Key, Plan,
+    plan::Answer,
+    queue::{
+        Outcome,
+        delivery::{self, Change, Verdict},
+        invariant,
+        location::{Receipt, definition},
+        publish,
+    },
+};
+use stateright::{Model, Property};
+
+use crate::{
+    store::change,
+    world::{BEFORE, Bounds, Consumer, LATER, NOW, Planted, Sent, State, World, queue},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    /// A publisher's or consumer's plan reaches etcd.
+    LandPublish(usize, u64),
+    Land(usize, u64),
+    /// The machine hears of it.
+    AnswerPublish(usize, u64),
+    Answer(usize, u64),
+    /// The answer is lost; the plan may land later, or never.
+    LosePublish(usize, u64),
+    Lose(usize, u64),
+    LandAdrift(usize),
+    Repeat(usize),
+    Watch(usize),
+    Receive(usize),
+    HangUp(usize),
+    Ack(usize, usize),
+    Nack(usize, usize),
+    AckOld(usize, Receipt, u8),
+    TimeOut(usize),
+    /// The lease of a consumer's session ends in etcd; its sidecar does not know yet.
+    EndLease(usize),
+    /// It learns of it and goes on with a new session.
+    Notice(usize),
+    Crash(usize),
+    Undefine,
+}
+
+/// Lands what of a plan is still to land; the first part's answer counts.
+fn landed(state: &mut State, plans: &[Plan]) -> Answer {
+    let mut plans = plans.iter();
+    let first = plans.next().expect("a plan");
+    let answer = state.land(first);
+    // Parts of a split plan are apart: the second is one more plan on its way.
+    if answer.held {
+        state.adrift.extend(plans.cloned());
+    }
+    answer
+}
 
 impl Model for World {
     type State = State;
@@ -119,12 +175,7 @@ impl Model for World {
                 let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
                 state.adrift.extend(plans);
                 state.spent.late += 1;
-                self.consumed(
-                    &mut state,
-                    index,
-                    delivery::Input::Done(tag, Outcome::Unknown),
-                    LATER_A_LITTLE,
-                );
+                self.consumed(&mut state, index, delivery::Input::Done(tag, Outcome::Unknown), BEFORE);
             }
             Action::LandAdrift(index) => {
                 let plan = state.adrift.remove(index);
@@ -228,8 +279,6 @@ impl Model for World {
         ]
     }
 }
-
-const LATER_A_LITTLE: Now = Now { monotonic: 0, unix: 1_000 };
 
 impl State {
     /// Whether a consumer waits for what it should have been given: nothing is under way for it or will be.

@@ -1,0 +1,7 @@
+//! Queues on a real etcd, through real sidecars: what the API promises, and what holds when sidecars die at every step.
+//!
+//! Every scenario's history is judged by `protocol::queue::invariant`.
+
+mod api;
+mod faults;
+mod world;
