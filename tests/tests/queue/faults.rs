@@ -44,14 +44,14 @@ async fn a_sidecar_freezes_at_every_step_and_goes_on_too_late() -> Result<()> {
 }
 
 async fn killed(point: &str, after: u32) -> Result<()> {
-    let (world, mut victim, survivor) = stage(point, after, "kill").await?;
+    let (world, mut victim, survivor) = stage(&format!("{point}={after}*off->return(kill)")).await?;
     work(&victim, &survivor).await.context(point.to_owned())?;
     victim.process.wait().await?;
     survive(&world, &survivor).await.with_context(|| format!("killed at {point}"))
 }
 
 async fn frozen(point: &str, after: u32) -> Result<()> {
-    let (world, victim, survivor) = stage(point, after, "stop").await?;
+    let (world, victim, survivor) = stage(&format!("{point}={after}*off->1*return(stop)->off")).await?;
     work(&victim, &survivor).await.context(point.to_owned())?;
     eventually("the victim to freeze", async || {
         ensure!(victim.process.log().contains(point), "it has not come to {point}");
@@ -69,8 +69,7 @@ async fn frozen(point: &str, after: u32) -> Result<()> {
     survive(&world, &survivor).await.with_context(|| format!("frozen at {point}"))?;
     // It goes on with another session.
     let received = eventually("the victim to serve again", async || {
-        let late = victim.receive("max=10").await?;
-        Ok(late)
+        tokio::time::timeout(PATIENCE, victim.receive("max=10")).await?
     })
     .await?;
     assert!(received.is_empty(), "everything has ended: {received:?}");
@@ -78,9 +77,9 @@ async fn frozen(point: &str, after: u32) -> Result<()> {
     Ok(())
 }
 
-async fn stage(point: &str, after: u32, how: &str) -> Result<(World, Sidecar, Sidecar)> {
+async fn stage(failpoints: &str) -> Result<(World, Sidecar, Sidecar)> {
     let world = World::start(fragile()).await?;
-    let victim = world.sidecar_with("victim", Some(&format!("{point}={after}*off->return({how})"))).await?;
+    let victim = world.sidecar_with("victim", Some(failpoints)).await?;
     let survivor = world.sidecar("survivor").await?;
     Ok((world, victim, survivor))
 }

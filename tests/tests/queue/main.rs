@@ -2,6 +2,8 @@
 //!
 //! Every scenario's history is judged by `protocol::queue::invariant`.
 
+#![allow(clippy::format_collect)]
+
 mod api;
 mod faults;
 mod world;
