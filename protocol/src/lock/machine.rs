@@ -258,11 +258,16 @@ impl Machine {
         match end {
             End::Released => self.free(revision, Some(token), callers),
             End::Lost => {
-                self.remember(token, End::Lost);
-                effects.push(Effect::Lost(token));
+                self.lose(token, effects);
                 self.free(revision, None, callers);
             }
         }
+    }
+
+    /// From now on the grant is said to be lost.
+    fn lose(&mut self, token: Token, effects: &mut Vec<Effect>) {
+        self.remember(token, End::Lost);
+        effects.push(Effect::Lost(token));
     }
 
     fn free(&mut self, revision: i64, token: Option<Token>, callers: Vec<Caller>) {
@@ -299,8 +304,13 @@ impl Machine {
     fn tick(&mut self, believed: Millis, now: Now, effects: &mut Vec<Effect>) {
         if let Phase::Held(grant) = &mut self.phase {
             grant.believed = grant.believed.max(believed);
-            if now.monotonic >= grant.end() {
+            if now.monotonic >= grant.until {
                 self.end(End::Lost, Vec::new(), effects);
+            } else if now.monotonic >= grant.believed {
+                // Its key goes with its lease: there may be no etcd to delete it from.
+                let token = grant.token;
+                self.phase = Phase::Idle;
+                self.lose(token, effects);
             }
         }
         let rival = self.rival(now);

@@ -3,12 +3,12 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use concordat_protocol::{
-    Entry, Key, Name, Range,
+    Entry, Key, Millis, Name, Range,
     lock::{Found, Input},
 };
 use concordat_store::WatchEvent;
 
-use super::{Inner, Place};
+use super::{Inner, Place, keys::Keys};
 
 /// How long a watch goes on when nobody waits any more.
 const LINGER: Duration = Duration::from_secs(10);
@@ -21,10 +21,12 @@ pub(super) struct Watched {
     holders: HashMap<Name, Found>,
     /// How many keys want to know.
     wanted: usize,
+    /// Since when none does, on the monotonic clock.
+    unwanted_since: Millis,
 }
 
 impl Watched {
-    /// Takes in what happened; answers which keys it is about, `None` for all.
+    /// Takes in what happened; answers which key it is about, `None` for all of them or none.
     fn take(&mut self, event: WatchEvent) -> Option<Name> {
         match event {
             WatchEvent::Snapshot { revision, entries } => {
@@ -59,16 +61,34 @@ fn held(entry: &Entry) -> Option<(Name, Found)> {
     }
 }
 
+impl Keys {
+    /// Takes in what happened under a lock; answers what to tell which keys.
+    fn shown(&mut self, lock: &Name, event: WatchEvent) -> Vec<(Place, Input)> {
+        let all = matches!(event, WatchEvent::Snapshot { .. });
+        let key = self.watched.get_mut(lock).and_then(|watched| watched.take(event));
+        let about = match key {
+            _ if all => self.watching(lock),
+            Some(key) => vec![Place { lock: lock.clone(), key }],
+            None => Vec::new(),
+        };
+        let Some(watched) = self.watched.get(lock) else { return Vec::new() };
+        about.into_iter().map(|place| (place.clone(), watched.shows(&place.key))).collect()
+    }
+}
+
 impl Inner {
     /// A key began to want the watch of its lock, or stopped.
     pub(super) fn watch_for(self: &Arc<Self>, place: &Place, wanted: bool) {
         let mut keys = self.keys.lock();
-        let starts = !keys.watched.contains_key(&place.lock);
-        let watched = keys.watched.entry(place.lock.clone()).or_default();
         if !wanted {
-            watched.wanted = watched.wanted.saturating_sub(1);
+            if let Some(watched) = keys.watched.get_mut(&place.lock) {
+                watched.wanted = watched.wanted.saturating_sub(1);
+                watched.unwanted_since = self.now().monotonic;
+            }
             return;
         }
+        let starts = !keys.watched.contains_key(&place.lock);
+        let watched = keys.watched.entry(place.lock.clone()).or_default();
         watched.wanted += 1;
         let shown = (watched.revision > 0).then(|| watched.shows(&place.key));
         drop(keys);
@@ -83,43 +103,35 @@ impl Inner {
     async fn watch(self: Arc<Self>, lock: Name) {
         let mut watch = self.store.watch(Range::Lock(lock.clone()));
         loop {
-            match tokio::time::timeout(LINGER, watch.next()).await {
-                Ok(events) => self.show(&lock, events),
-                Err(_) if self.unwatch(&lock) => return,
-                Err(_) => {}
+            // Nothing may happen for long, and much may happen that nobody wants to know.
+            if let Ok(events) = tokio::time::timeout(LINGER, watch.next()).await {
+                self.show(&lock, events);
+            }
+            if self.unwatch(&lock) {
+                return;
             }
         }
     }
 
     fn show(self: &Arc<Self>, lock: &Name, events: Vec<WatchEvent>) {
         for event in events {
-            let all = matches!(event, WatchEvent::Snapshot { .. });
-            let places = {
-                let mut keys = self.keys.lock();
-                let Some(watched) = keys.watched.get_mut(lock) else { return };
-                let key = watched.take(event);
-                let shown = |watched: &Watched, place: &Place| (place.clone(), watched.shows(&place.key));
-                let about = if all {
-                    keys.watching(lock)
-                } else {
-                    key.map(|key| Place { lock: lock.clone(), key }).into_iter().collect()
-                };
-                let Some(watched) = keys.watched.get(lock) else { return };
-                about.iter().map(|place| shown(watched, place)).collect::<Vec<_>>()
-            };
-            for (place, shown) in places {
+            let shown = self.keys.lock().shown(lock, event);
+            for (place, shown) in shown {
                 let _ = self.step(&place, shown);
             }
         }
     }
 
-    /// Ends the watch of a lock that nobody wants; false when somebody does.
+    /// Ends the watch of a lock that nobody has wanted for a while; false when somebody did.
     fn unwatch(&self, lock: &Name) -> bool {
+        let now = self.now().monotonic;
         let mut keys = self.keys.lock();
-        let unwanted = keys.watched.get(lock).is_none_or(|watched| watched.wanted == 0);
-        if unwanted {
+        let linger = LINGER.as_millis() as Millis;
+        let unwanted = |watched: &Watched| watched.wanted == 0 && now >= watched.unwanted_since + linger;
+        let ends = keys.watched.get(lock).is_none_or(unwanted);
+        if ends {
             keys.watched.remove(lock);
         }
-        unwanted
+        ends
     }
 }
