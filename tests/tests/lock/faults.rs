@@ -1,0 +1,192 @@
+//! What breaks: sidecars killed or frozen at every step, etcd's leader, the way to etcd, replies.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use concordat_tests::{process::eventually, proxy::Proxy};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::world::{Options, Sidecar, World};
+
+const STEPS: [&str; 4] =
+    ["lock-before-acquire", "lock-after-acquire-before-answer", "lock-before-release", "lock-after-release"];
+
+/// Takes and releases a key through a sidecar that meets its end, or a pause, at one of the steps; then another takes it.
+async fn meets(world: &World, step: &str, fate: &str) -> Result<()> {
+    let options = Options { failpoints: Some(format!("{step}=1*return({fate})")), ..Options::default() };
+    let (mut struck, other) = (world.sidecar_with("struck", options).await?, world.sidecar("other").await?);
+    let key = step;
+    let calls = async {
+        let grant = world.acquire(&struck, &format!("orders/{key}"), json!({})).await?;
+        if grant.status == StatusCode::OK {
+            world.write(grant.fence());
+            world.release(&struck, key, &grant).await?;
+        }
+        anyhow::Ok(())
+    };
+    let wait = format!("orders/{key}?wait=1m");
+    let took = async {
+        // Only what has been struck is fair game: before, the other would simply be first.
+        eventually("the fail point is met", async || {
+            ensure!(struck.process.log().contains(step), "not yet");
+            Ok(())
+        })
+        .await?;
+        let grant = world.acquire(&other, &wait, json!({"ttl": "30s"})).await?;
+        ensure!(grant.status == StatusCode::OK, "{grant:?}");
+        world.write(grant.fence());
+        if fate == "stop" {
+            struck.process.resume()?;
+        }
+        Ok(grant)
+    };
+    // A killed sidecar's caller is told by the connection that breaks, a frozen one's when it goes on.
+    let (told, grant) = tokio::join!(calls, took);
+    let grant = grant?;
+    if fate == "kill" {
+        ensure!(told.is_err(), "the sidecar was to die at {step}");
+        ensure!(struck.process.wait().await?.code().is_none(), "by a signal");
+    }
+    assert_eq!(
+        other.renew(key, &grant.token()).await?.status,
+        StatusCode::OK,
+        "nobody took it from its holder"
+    );
+    assert_eq!(world.release(&other, key, &grant).await?.status, StatusCode::NO_CONTENT);
+    world.judge(key).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sidecar_killed_at_any_step_gives_up_its_lock() -> Result<()> {
+    for step in STEPS {
+        meets(&World::one().await?, step, "kill").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sidecar_frozen_past_its_ttl_at_any_step_takes_nothing_from_the_next() -> Result<()> {
+    for step in STEPS {
+        meets(&World::one().await?, step, "stop").await?;
+    }
+    Ok(())
+}
+
+/// Pitfalls 1, 2, 10 and 12: whoever was frozen past its ttl learns that it holds nothing, and its writes are refused.
+#[tokio::test]
+async fn a_holder_and_a_waiter_frozen_past_their_session_are_told_and_fenced_off() -> Result<()> {
+    let world = World::one().await?;
+    let (a, b) = (world.sidecar("a").await?, world.sidecar("b").await?);
+    let stale = world.acquire(&a, "orders/k", json!({})).await?;
+    assert!(world.write(stale.fence()));
+    let held = world.acquire(&b, "orders/other", json!({"ttl": "1m"})).await?;
+    let waiter = tokio::spawn(a.request(Method::POST, "/v1/locks/orders/other?wait=2m").send());
+    a.waiters("other", 1).await?;
+
+    a.process.pause()?;
+    let next = world.acquire(&b, "orders/k?wait=1m", json!({})).await?;
+    assert_eq!(next.status, StatusCode::OK, "{next:?}");
+    assert!(world.write(next.fence()));
+    a.process.resume()?;
+    let told = Sidecar::read(waiter.await??).await?;
+    assert_eq!((told.status, told.code()), (StatusCode::GONE, "lock-lost"), "a waiter's session died");
+    assert!(!world.write(stale.fence()), "the stale write is refused");
+    assert_eq!(a.renew("k", &stale.token()).await?.code(), "lock-lost");
+    assert_eq!(b.renew("other", &held.token()).await?.status, StatusCode::OK);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lost_leader_of_etcd_costs_no_exclusion() -> Result<()> {
+    let mut world = World::three().await?;
+    let sidecars = [world.sidecar("a").await?, world.sidecar("b").await?];
+    for round in 0..3 {
+        for sidecar in &sidecars {
+            let grant = eventually("a grant", async || {
+                let grant = world.acquire(sidecar, "orders/k?wait=30s", json!({})).await?;
+                ensure!(grant.status == StatusCode::OK, "{grant:?}");
+                Ok(grant)
+            })
+            .await?;
+            assert!(world.write(grant.fence()));
+            if round == 1 {
+                let leader = world.etcd.leader().await?;
+                world.etcd.kill(leader)?;
+                world.etcd.restart(leader).await?;
+            }
+            eventually("it is let go", async || {
+                let released = world.release(sidecar, "k", &grant).await?;
+                ensure!(matches!(released.status.as_u16(), 204 | 410), "{released:?}");
+                Ok(())
+            })
+            .await?;
+        }
+    }
+    let history = world.judge("k").await?;
+    assert!(history.grants.len() >= 6);
+    Ok(())
+}
+
+#[tokio::test]
+async fn away_from_etcd_nothing_is_held_and_nothing_is_guessed() -> Result<()> {
+    let world = World::one().await?;
+    let proxy = Proxy::start(world.etcd.address(0)).await?;
+    let cut_off =
+        world.sidecar_with("cut-off", Options { etcd: Some(proxy.endpoint()), ..Options::default() }).await?;
+    let other = world.sidecar("other").await?;
+    let grant = world.acquire(&cut_off, "orders/k", json!({"renew": true, "maxHold": "10m"})).await?;
+    assert_eq!(grant.status, StatusCode::OK);
+    proxy.swallow();
+    eventually("the loss is told", async || {
+        let renewed = cut_off.renew("k", &grant.token()).await?;
+        ensure!((renewed.status, renewed.code()) == (StatusCode::GONE, "lock-lost"), "{renewed:?}");
+        Ok(())
+    })
+    .await?;
+    let next = world.acquire(&other, "orders/k?wait=1m", json!({"ttl": "1m"})).await?;
+    assert_eq!(next.status, StatusCode::OK, "{next:?}");
+    let refused = world.acquire(&cut_off, "orders/new", json!({})).await?;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
+    assert!(refused.body["outcome"].is_string());
+
+    proxy.heal();
+    eventually("it recovers unaided", async || {
+        let grant = world.acquire(&cut_off, "orders/new", json!({})).await?;
+        ensure!(grant.status == StatusCode::OK, "{grant:?}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(cut_off.renew("k", &grant.token()).await?.code(), "lock-lost", "lost once is lost for good");
+    assert_eq!(other.renew("k", &next.token()).await?.status, StatusCode::OK);
+    world.judge("k").await?;
+    Ok(())
+}
+
+/// Pitfalls 5 and 6: what etcd answered is lost, of each answer in turn.
+#[tokio::test]
+async fn every_reply_of_etcd_may_be_lost_once() -> Result<()> {
+    let world = Arc::new(World::one().await?);
+    let proxy = Proxy::start(world.etcd.address(0)).await?;
+    let sidecar =
+        world.sidecar_with("a", Options { etcd: Some(proxy.endpoint()), ..Options::default() }).await?;
+    for nth in 1..=8 {
+        proxy.drop_reply(nth);
+        let granted = eventually("a grant", async || {
+            let grant = world.acquire(&sidecar, "orders/k?wait=30s", json!({"ttl": "1m"})).await?;
+            ensure!(grant.status == StatusCode::OK, "{grant:?}");
+            Ok(grant)
+        })
+        .await?;
+        eventually("it is let go", async || {
+            let released = world.release(&sidecar, "k", &granted).await?;
+            ensure!(matches!(released.status.as_u16(), 204 | 410), "{released:?}");
+            Ok(())
+        })
+        .await?;
+        world.is_free("k").await?;
+    }
+    world.judge("k").await?;
+    Ok(())
+}

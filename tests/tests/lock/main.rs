@@ -1,0 +1,8 @@
+//! Locks from end to end: real etcd, real sidecars, callers over HTTP. Each scenario that has a history is judged by
+//! L1 to L7.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+mod faults;
+mod http;
+mod waiting;
+mod world;

@@ -1,0 +1,149 @@
+//! Those who wait: their turn, their end, and what they leave behind.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use concordat_tests::process::eventually;
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::world::{Sidecar, World, settings};
+
+/// Pitfall 8 (redisson#3829): a release that nobody hears of.
+#[tokio::test]
+async fn whoever_waits_is_served_in_turn_from_any_sidecar() -> Result<()> {
+    let world = World::one().await?;
+    let (a, b) = (world.sidecar("a").await?, world.sidecar("b").await?);
+    let mut holder = world.acquire(&a, "orders/k", json!({"ttl": "1m"})).await?;
+    let mut waiting = Vec::new();
+    for place in 1..=4 {
+        waiting.push(tokio::spawn(
+            b.request(Method::POST, "/v1/locks/orders/k?wait=1m").json(&json!({"ttl": "1m"})).send(),
+        ));
+        b.waiters("k", place).await?;
+    }
+    // Compacting under the watch must lose nobody.
+    world.etcd.compact().await?;
+    let mut of = &a;
+    for next in waiting {
+        assert_eq!(world.release(of, "k", &holder).await?.status, StatusCode::NO_CONTENT);
+        holder = Sidecar::read(next.await??).await?;
+        assert_eq!(holder.status, StatusCode::OK, "the first in line comes first: {holder:?}");
+        of = &b;
+    }
+    Ok(())
+}
+
+/// Pitfall 20 (atlasdb#2455): a wait as long as the client's time-out.
+#[tokio::test]
+async fn a_wait_ends_before_the_time_it_was_given_and_leaves_nothing_behind() -> Result<()> {
+    let world = World::one().await?;
+    let (a, b) = (world.sidecar("a").await?, world.sidecar("b").await?);
+    let grant = world.acquire(&a, "orders/k", json!({"ttl": "1m", "owner": "first"})).await?;
+    for sidecar in [&a, &b] {
+        let request = sidecar.request(Method::POST, "/v1/locks/orders/k?wait=2s");
+        let answer = Sidecar::read(request.timeout(std::time::Duration::from_secs(2)).send().await?).await?;
+        assert_eq!((answer.status, answer.code()), (StatusCode::CONFLICT, "lock-wait-timeout"));
+        assert_eq!(answer.body["owner"], "first");
+        assert!(answer.retry_after.is_some());
+        sidecar.waiters("k", 0).await?;
+    }
+    world.release(&a, "k", &grant).await?;
+    assert!(world.holder("k").await?.is_none());
+    world.judge("k").await?;
+    Ok(())
+}
+
+/// Pitfall 7 (redisson#4595): those who hung up stand in nobody's way.
+#[tokio::test]
+async fn a_caller_that_hangs_up_leaves_nothing_behind() -> Result<()> {
+    let world = World::one().await?;
+    let (a, b) = (world.sidecar("a").await?, world.sidecar("b").await?);
+    let grant = world.acquire(&a, "orders/k", json!({"ttl": "1m"})).await?;
+    let gone = tokio::spawn(b.request(Method::POST, "/v1/locks/orders/k?wait=1m").send());
+    b.waiters("k", 1).await?;
+    let stays = tokio::spawn(b.request(Method::POST, "/v1/locks/orders/k?wait=1m").send());
+    b.waiters("k", 2).await?;
+    gone.abort();
+    b.waiters("k", 1).await?;
+    world.release(&a, "k", &grant).await?;
+    let next = Sidecar::read(stays.await??).await?;
+    assert_eq!(next.status, StatusCode::OK);
+    assert_eq!(world.release(&b, "k", &next).await?.status, StatusCode::NO_CONTENT);
+    assert!(world.holder("k").await?.is_none());
+    assert_eq!(world.judge("k").await?.changes.len(), 4, "two grants, each let go");
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_more_wait_than_may() -> Result<()> {
+    let world = World::one().await?;
+    world.define("few", concordat_protocol::lock::Settings { max_waiters: 2, ..settings() }).await?;
+    let sidecar = world.sidecar("a").await?;
+    assert_eq!(world.acquire(&sidecar, "few/k", json!({"ttl": "1m"})).await?.status, StatusCode::OK);
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        waiting.spawn(sidecar.request(Method::POST, "/v1/locks/few/k?wait=1m").send());
+    }
+    eventually("two wait", async || {
+        anyhow::ensure!(sidecar.get("/v1/locks/few/k").await?.body["waiters"] == 2, "they do not yet");
+        Ok(())
+    })
+    .await?;
+    let third = world.acquire(&sidecar, "few/k?wait=1m", json!({})).await?;
+    assert_eq!((third.status, third.code()), (StatusCode::TOO_MANY_REQUESTS, "lock-queue-full"));
+    assert!(third.retry_after.is_some());
+    Ok(())
+}
+
+#[tokio::test]
+async fn twenty_callers_get_strictly_rising_fences() -> Result<()> {
+    let world = Arc::new(World::one().await?);
+    let sidecars = Arc::new([world.sidecar("a").await?, world.sidecar("b").await?]);
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..20 {
+        let (world, sidecars) = (world.clone(), sidecars.clone());
+        callers.spawn(async move {
+            for _ in 0..5 {
+                let sidecar = &sidecars[caller % 2];
+                let grant = world.acquire(sidecar, "orders/hot?wait=1m", json!({})).await?;
+                assert_eq!(grant.status, StatusCode::OK, "{grant:?}");
+                assert!(world.write(grant.fence()), "the holder's own write is taken");
+                assert_eq!(world.release(sidecar, "hot", &grant).await?.status, StatusCode::NO_CONTENT);
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = callers.join_next().await {
+        done??;
+    }
+    let history = world.judge("hot").await?;
+    assert_eq!((history.grants.len(), history.accepted.len()), (100, 100));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_definition_deleted_or_made_anew_ends_the_wait_and_not_the_grant() -> Result<()> {
+    let world = World::one().await?;
+    let sidecar = world.sidecar("a").await?;
+    let grant = world.acquire(&sidecar, "orders/k", json!({"ttl": "1m"})).await?;
+    let waiter = tokio::spawn(sidecar.request(Method::POST, "/v1/locks/orders/k?wait=1m").send());
+    sidecar.waiters("k", 1).await?;
+    world.undefine("orders").await?;
+    let ended = Sidecar::read(waiter.await??).await?;
+    assert!(matches!(ended.code(), "no-such-lock" | "lock-lost"), "{ended:?}");
+    assert_eq!(sidecar.renew("k", &grant.token()).await?.status, StatusCode::OK, "what is held stays held");
+    assert_eq!(world.release(&sidecar, "k", &grant).await?.status, StatusCode::NO_CONTENT);
+    assert_eq!(world.acquire(&sidecar, "orders/k", json!({})).await?.code(), "no-such-lock");
+
+    world.define("orders", settings()).await?;
+    let anew = eventually("the sidecar knows it again", async || {
+        let grant = world.acquire(&sidecar, "orders/k", json!({})).await?;
+        anyhow::ensure!(grant.status == StatusCode::OK, "{grant:?}");
+        Ok(grant)
+    })
+    .await?;
+    assert!(anew.fence() > grant.fence(), "fences rise through deletion and re-creation");
+    world.judge("k").await?;
+    Ok(())
+}

@@ -1,0 +1,309 @@
+//! An etcd, sidecars as processes, and callers over HTTP.
+
+use std::{
+    process::Command,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use concordat_protocol::{
+    Definition, Key, Kind, Lease, Millis, Plan, Record, Settings,
+    lock::{Mode, Sharing, invariant},
+    session::Stat,
+};
+use concordat_store::{Admin, AdminConfig};
+use concordat_tests::{
+    etcd::Etcd,
+    history::Recorder,
+    process::{Process, binary_with, eventually, free_port},
+};
+use parking_lot::Mutex;
+use reqwest::{Client, Method, StatusCode};
+use serde_json::{Value, json};
+
+pub(crate) const NAMESPACE: &str = "shop";
+
+/// Everything that runs.
+pub(crate) struct World {
+    pub(crate) etcd: Etcd,
+    admin: Admin,
+    recorder: Recorder,
+    start: Instant,
+    /// By the lock and key that were asked for.
+    grants: Mutex<Vec<(String, invariant::Grant)>>,
+    accepted: Mutex<Vec<u64>>,
+    arrivals: AtomicU64,
+}
+
+/// One sidecar.
+pub(crate) struct Sidecar {
+    pub(crate) process: Process,
+    pod: String,
+    api: String,
+    pub(crate) admin: String,
+    client: Client,
+}
+
+/// How a sidecar is started.
+#[derive(Clone, Default)]
+pub(crate) struct Options {
+    /// etcd as it sees it; all members without.
+    pub(crate) etcd: Option<String>,
+    /// What happens at which fail point.
+    pub(crate) failpoints: Option<String>,
+}
+
+/// What was answered.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) retry_after: Option<String>,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    pub(crate) fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or_default()
+    }
+
+    pub(crate) fn fence(&self) -> u64 {
+        self.body["fence"].as_u64().unwrap_or_default()
+    }
+
+    pub(crate) fn token(&self) -> String {
+        self.body["token"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+pub(crate) fn settings() -> concordat_protocol::lock::Settings {
+    concordat_protocol::lock::Settings {
+        mode: Mode::CompareAndSwap,
+        sharing: Sharing::Mutex,
+        permits: 1,
+        ttl: 4_000,
+        lock_delay: 0,
+        max_hold: 0,
+        max_wait: 120_000,
+        max_waiters: 1_024,
+    }
+}
+
+impl World {
+    pub(crate) async fn one() -> Result<Self> {
+        Self::on(Etcd::start().await?).await
+    }
+
+    pub(crate) async fn three() -> Result<Self> {
+        Self::on(Etcd::three().await?).await
+    }
+
+    async fn on(etcd: Etcd) -> Result<Self> {
+        let config = AdminConfig { endpoints: etcd.endpoints(), ..AdminConfig::default() };
+        let world = Self {
+            admin: Admin::connect(config).await?,
+            recorder: Recorder::start(etcd.client().await?),
+            etcd,
+            start: Instant::now(),
+            grants: Mutex::default(),
+            accepted: Mutex::default(),
+            arrivals: AtomicU64::new(0),
+        };
+        world.define("orders", settings()).await?;
+        Ok(world)
+    }
+
+    pub(crate) async fn define(
+        &self,
+        name: &str,
+        settings: concordat_protocol::lock::Settings,
+    ) -> Result<()> {
+        let key = Key::Definition { kind: Kind::Lock, name: name.into() };
+        let record = Definition { uid: "uid".into(), generation: 1, settings: Settings::Lock(settings) };
+        self.admin.write(NAMESPACE, Plan::new().put(key, record, Lease::Forever)).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn undefine(&self, name: &str) -> Result<()> {
+        let key = Key::Definition { kind: Kind::Lock, name: name.into() };
+        self.admin.write(NAMESPACE, Plan::new().delete(key)).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn sidecar(&self, pod: &str) -> Result<Sidecar> {
+        self.sidecar_with(pod, Options::default()).await
+    }
+
+    pub(crate) async fn sidecar_with(&self, pod: &str, options: Options) -> Result<Sidecar> {
+        let (api, admin) = (free_port()?, free_port()?);
+        let etcd = options.etcd.unwrap_or_else(|| self.etcd.endpoints().join(","));
+        let mut command = Command::new(binary_with("concordat-sidecar", &["concordat-sidecar/failpoints"])?);
+        command
+            .args(["--namespace", NAMESPACE, "--app", "shop", "--pod", pod, "--session-ttl", "4s"])
+            .args(["--api-port", &api.to_string(), "--admin-port", &admin.to_string()])
+            .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &etcd])
+            .args(["--log", "info,concordat_sidecar=debug"]);
+        if let Some(points) = options.failpoints {
+            command.env("FAILPOINTS", points);
+        }
+        let mut process = Process::start(pod, command)?;
+        let admin = format!("http://127.0.0.1:{admin}");
+        process.answers(&format!("{admin}/ready")).await?;
+        let client = Client::builder().timeout(Duration::from_mins(2)).build()?;
+        Ok(Sidecar { process, pod: pod.to_owned(), api: format!("http://127.0.0.1:{api}"), admin, client })
+    }
+
+    /// Milliseconds of the clock of all callers.
+    pub(crate) fn now(&self) -> Millis {
+        self.start.elapsed().as_millis() as Millis
+    }
+
+    /// Acquires, and records a grant: it is believed until `expiresInMs` is over.
+    pub(crate) async fn acquire(&self, sidecar: &Sidecar, path: &str, body: Value) -> Result<Answer> {
+        let arrival = self.arrivals.fetch_add(1, Ordering::SeqCst);
+        let answer = sidecar.ask(Method::POST, &format!("/v1/locks/{path}"), None, Some(body)).await?;
+        let now = self.now();
+        if answer.status == StatusCode::OK {
+            let grant = invariant::Grant {
+                caller: (format!("{}/{arrival}", sidecar.pod), arrival),
+                fence: answer.fence(),
+                from: now,
+                to: now + answer.body["expiresInMs"].as_u64().context("no expiresInMs")?,
+                session_alive: true,
+                definition_in_force: true,
+            };
+            let of = path.split('?').next().unwrap_or_default();
+            self.grants.lock().push((of.to_owned(), grant));
+        }
+        Ok(answer)
+    }
+
+    /// The caller of a grant stops believing in it, as it does before it lets go.
+    pub(crate) fn stop_believing(&self, fence: u64) {
+        let now = self.now();
+        let mut grants = self.grants.lock();
+        grants.iter_mut().filter(|(_, grant)| grant.fence == fence).for_each(|(_, grant)| {
+            grant.to = grant.to.min(now);
+        });
+    }
+
+    pub(crate) async fn release(&self, sidecar: &Sidecar, key: &str, grant: &Answer) -> Result<Answer> {
+        self.stop_believing(grant.fence());
+        sidecar.ask(Method::DELETE, &format!("/v1/locks/orders/{key}"), Some(&grant.token()), None).await
+    }
+
+    /// A resource that keeps the highest fence beside its data; whether it takes this write.
+    pub(crate) fn write(&self, fence: u64) -> bool {
+        let mut accepted = self.accepted.lock();
+        let takes = accepted.last().is_none_or(|last| *last <= fence);
+        if takes {
+            accepted.push(fence);
+        }
+        takes
+    }
+
+    /// What its sidecars count for `orders`; of one sidecar only.
+    pub(crate) async fn stat(&self) -> Result<Stat> {
+        let state = self.recorder.state().await?;
+        let stat = state.into_values().find_map(|entry| match entry.record {
+            Record::Stat(stat) => Some(stat),
+            _ => None,
+        });
+        Ok(stat.unwrap_or_default())
+    }
+
+    /// Who holds a key, as etcd has it.
+    pub(crate) async fn holder(&self, key: &str) -> Result<Option<concordat_protocol::lock::Holder>> {
+        let key = Key::Holder { lock: "orders".into(), key: key.into() };
+        Ok(match self.recorder.state().await?.remove(&key).map(|entry| entry.record) {
+            Some(Record::Holder(holder)) => Some(holder),
+            _ => None,
+        })
+    }
+
+    /// Waits until nobody holds a key.
+    pub(crate) async fn is_free(&self, key: &str) -> Result<()> {
+        eventually(&format!("{key} comes free"), async || {
+            ensure!(self.holder(key).await?.is_none(), "it is held");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Holds L1 to L7 over all that was recorded of a key of `orders`.
+    pub(crate) async fn judge(&self, key: &str) -> Result<invariant::History> {
+        let of = Key::Holder { lock: "orders".into(), key: key.into() };
+        let changes = self.recorder.changes().await?;
+        let changes = changes.into_iter().filter(|change| change.key == of).map(|change| invariant::Change {
+            revision: change.revision,
+            at: 0,
+            holder: change.entry.and_then(|entry| match entry.record {
+                Record::Holder(holder) => Some(holder.session),
+                _ => None,
+            }),
+        });
+        let grants = self.grants.lock();
+        let asked = format!("orders/{key}");
+        let grants = grants.iter().filter(|(of, _)| *of == asked);
+        let history = invariant::History {
+            changes: changes.collect(),
+            grants: grants.map(|(_, grant)| grant.clone()).collect(),
+            accepted: self.accepted.lock().clone(),
+            // The recorder tells no times: that nobody waits for nobody is asked of each scenario by itself.
+            vain: Vec::new(),
+            forged: Vec::new(),
+        };
+        invariant::all(&history, 0, 0).map_err(anyhow::Error::msg)?;
+        Ok(history)
+    }
+}
+
+impl Sidecar {
+    pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Option<Value>,
+    ) -> Result<Answer> {
+        let mut request = self.client.request(method, format!("{}{path}", self.api));
+        if let Some(token) = token {
+            request = request.header("Lock-Token", token);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        Self::read(request.send().await?).await
+    }
+
+    pub(crate) async fn read(response: reqwest::Response) -> Result<Answer> {
+        let status = response.status();
+        let retry_after =
+            response.headers().get("retry-after").map(|value| value.to_str().map(str::to_owned));
+        let text = response.text().await?;
+        let body = if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? };
+        Ok(Answer { status, retry_after: retry_after.transpose()?, body })
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.api))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<Answer> {
+        self.ask(Method::GET, path, None, None).await
+    }
+
+    pub(crate) async fn renew(&self, key: &str, token: &str) -> Result<Answer> {
+        self.ask(Method::PUT, &format!("/v1/locks/orders/{key}"), Some(token), None).await
+    }
+
+    /// Waits until so many callers of it wait for a key.
+    pub(crate) async fn waiters(&self, key: &str, count: u64) -> Result<()> {
+        eventually(&format!("{count} wait for {key}"), async || {
+            let waiters = self.get(&format!("/v1/locks/orders/{key}")).await?.body["waiters"].clone();
+            ensure!(waiters == json!(count), "{waiters} do");
+            Ok(())
+        })
+        .await
+    }
+}
