@@ -1,6 +1,9 @@
 //! Health and metrics, on a port that the kubelet can reach and that gives away nothing an app has stored.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
 
 use axum::{
     Router,
@@ -24,18 +27,38 @@ pub struct Health {
     metrics: Arc<Metrics>,
     ending: CancellationToken,
     running: Arc<OnceLock<(Store, Definitions)>>,
+    /// When the session was opened, milliseconds on the monotonic clock; `NONE` without one.
+    opened: Arc<AtomicU64>,
 }
+
+const NONE: Millis = Millis::MAX;
 
 impl Health {
     /// Not ready yet, and not ready any more once `ending` is cancelled.
     pub fn new(metrics: Arc<Metrics>, ending: CancellationToken) -> Self {
-        Self { metrics, ending, running: Arc::default() }
+        Self { metrics, ending, running: Arc::default(), opened: Arc::new(AtomicU64::new(NONE)) }
     }
 
     /// etcd has been reached.
     pub fn running(&self, store: Store, definitions: Definitions) {
+        let (mut sessions, clock, opened) = (store.sessions(), store.clock(), self.opened.clone());
+        tokio::spawn(async move {
+            loop {
+                let live = matches!(*sessions.borrow_and_update(), SessionState::Live(_));
+                opened.store(if live { clock.monotonic() } else { NONE }, Ordering::Relaxed);
+                if sessions.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
         // There is but one start.
         let _ = self.running.set((store, definitions));
+    }
+
+    /// How long there has been the present session, in seconds; 0 without one.
+    fn session_age(&self) -> f64 {
+        let now = self.running.get().map_or(0, |(store, _)| store.clock().monotonic());
+        now.saturating_sub(self.opened.load(Ordering::Relaxed)) as f64 / 1000.0
     }
 
     /// Why requests should go elsewhere, empty when they need not.
@@ -75,5 +98,6 @@ async fn ready(State(health): State<Health>) -> (StatusCode, String) {
 
 async fn metrics(State(health): State<Health>) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    health.metrics.session_age.set(health.session_age());
     ([(header::CONTENT_TYPE, OPEN_METRICS)], health.metrics.encode()).into_response()
 }

@@ -1,6 +1,6 @@
 //! From arguments to a running sidecar, and to its end.
 
-use std::{ffi::OsString, net::Ipv4Addr, process::ExitCode, sync::Arc, time::Duration};
+use std::{ffi::OsString, io::IsTerminal, net::Ipv4Addr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use concordat_protocol::{Millis, session};
@@ -63,7 +63,7 @@ fn log(settings: &Settings) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match settings.log_format {
         LogFormat::Json => log.json().flatten_event(true).init(),
-        LogFormat::Text => log.init(),
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
     }
 }
 
@@ -112,10 +112,15 @@ async fn run(settings: Settings) -> Result<()> {
 
 /// Connects to etcd, however long it takes until one answers; what waiting does not mend is an error.
 async fn connect(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Store, ConnectError> {
+    let mut told = String::new();
     loop {
-        match Store::connect(store_config(settings, metrics.clone())).await {
-            Err(error @ ConnectError::Unreachable { .. }) => tracing::warn!(%error, "trying again"),
+        let why = match Store::connect(store_config(settings, metrics.clone())).await {
+            Err(error @ ConnectError::Unreachable { .. }) => error.to_string(),
             other => return other,
+        };
+        if why != told {
+            tracing::warn!("{why}; trying again until one does");
+            told = why;
         }
         tokio::time::sleep(CONNECT_AGAIN).await;
     }

@@ -1,0 +1,190 @@
+//! An etcd, a sidecar as a process, and requests that no client library would send.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::{Context, Result};
+use concordat_protocol::{
+    Definition, Key, Kind, Lease, Millis, Plan, Range, Settings, definition::Backoff, lock, queue, transaction,
+};
+use concordat_store::{Admin, AdminConfig};
+use concordat_tests::{
+    etcd::Etcd,
+    process::{Process, binary, free_port},
+};
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, StatusCode, body::Bytes};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::Value;
+
+pub(crate) const NAMESPACE: &str = "shop";
+
+/// etcd with an object of each kind that works, and one of each that does not yet.
+pub(crate) struct World {
+    pub(crate) etcd: Etcd,
+    pub(crate) admin: Admin,
+}
+
+/// One sidecar.
+pub(crate) struct Sidecar {
+    pub(crate) process: Process,
+    pub(crate) api: u16,
+    pub(crate) admin: u16,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+/// What was answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: hyper::HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    /// The problem's code, empty for none.
+    pub(crate) fn code(&self) -> String {
+        let body: Value = serde_json::from_str(&self.text).unwrap_or_default();
+        body["code"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl World {
+    pub(crate) async fn new() -> Result<Self> {
+        let etcd = Etcd::start().await?;
+        let config = AdminConfig { endpoints: etcd.endpoints(), ..AdminConfig::default() };
+        let world = Self { admin: Admin::connect(config).await?, etcd };
+        for (name, mode) in [("orders", lock::Mode::CompareAndSwap), ("later", lock::Mode::FairQueue)] {
+            world.define(Kind::Lock, name, Settings::Lock(a_lock(mode))).await?;
+        }
+        for (name, mode) in [("jobs", queue::Mode::WorkQueue), ("later", queue::Mode::Log)] {
+            world.define(Kind::Queue, name, Settings::Queue(a_queue(mode))).await?;
+        }
+        let protocols =
+            [("transfer", transaction::Protocol::TwoPhaseCommit), ("later", transaction::Protocol::Saga)];
+        for (name, protocol) in protocols {
+            world.define(Kind::Transaction, name, Settings::Transaction(a_transaction(protocol))).await?;
+        }
+        Ok(world)
+    }
+
+    async fn define(&self, kind: Kind, name: &str, settings: Settings) -> Result<()> {
+        let key = Key::Definition { kind, name: name.into() };
+        let definition = Definition { uid: format!("uid-{name}"), generation: 1, settings };
+        self.admin.write(NAMESPACE, Plan::new().put(key, definition, Lease::Forever)).await?;
+        Ok(())
+    }
+
+    /// A sidecar that is ready, with further flags.
+    pub(crate) async fn sidecar(&self, flags: &[&str]) -> Result<Sidecar> {
+        let mut sidecar = self.starting(flags)?;
+        let ready = format!("http://127.0.0.1:{}/ready", sidecar.admin);
+        sidecar.process.answers(&ready).await?;
+        Ok(sidecar)
+    }
+
+    /// A sidecar that has just been started.
+    pub(crate) fn starting(&self, flags: &[&str]) -> Result<Sidecar> {
+        let (api, admin) = (free_port()?, free_port()?);
+        let mut command = Command::new(binary("concordat-sidecar")?);
+        command
+            .args(["--namespace", NAMESPACE, "--app", "shop", "--pod", "shop-0", "--session-ttl", "4s"])
+            .args(["--api-port", &api.to_string(), "--admin-port", &admin.to_string()])
+            .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &self.etcd.endpoints().join(",")])
+            .args(flags);
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Ok(Sidecar { process: Process::start("sidecar", command)?, api, admin, client })
+    }
+
+    /// How many sessions etcd knows.
+    pub(crate) async fn sessions(&self) -> Result<usize> {
+        let found = self.admin.read(NAMESPACE, vec![Range::Sessions]).await?;
+        Ok(found.reads.iter().flatten().count())
+    }
+}
+
+impl Sidecar {
+    /// Sends a request with these headers and no other but `Host`, unless it is among them.
+    pub(crate) async fn ask(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer> {
+        let mut request = Request::builder().method(method).uri(format!("http://127.0.0.1:{}{path}", self.api));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request.body(Full::new(body.into()))?).await
+    }
+
+    /// GETs a path of the health port.
+    pub(crate) async fn health(&self, path: &str) -> Result<Answer> {
+        let uri = format!("http://127.0.0.1:{}{path}", self.admin);
+        self.send(Request::get(uri).body(Full::default())?).await
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer> {
+        let what = format!("{} {}", request.method(), request.uri());
+        let answer = tokio::time::timeout(Duration::from_mins(2), self.client.request(request));
+        let (parts, body) = answer.await.context("no answer")?.with_context(|| what)?.into_parts();
+        let text = String::from_utf8_lossy(&body.collect().await?.to_bytes()).into_owned();
+        Ok(Answer { status: parts.status, headers: parts.headers, text })
+    }
+}
+
+fn a_lock(mode: lock::Mode) -> lock::Settings {
+    lock::Settings {
+        mode,
+        sharing: lock::Sharing::Mutex,
+        permits: 1,
+        ttl: 15_000,
+        lock_delay: 0,
+        max_hold: 0,
+        max_wait: 60_000,
+        max_waiters: 1_024,
+    }
+}
+
+fn a_queue(mode: queue::Mode) -> queue::Settings {
+    queue::Settings {
+        mode,
+        partitions: 1,
+        ordering: queue::Ordering::None,
+        visibility: 30_000,
+        max_deliveries: 5,
+        backoff: vec![1_000],
+        dead_letter_queue: None,
+        dead_letter_retention: HOUR,
+        retention_age: HOUR,
+        retention_bytes: 1 << 28,
+        on_full: queue::OnFull::Refuse,
+        max_message_bytes: 256 << 10,
+        dedup_window: 300_000,
+    }
+}
+
+const HOUR: Millis = 3_600_000;
+
+fn a_transaction(protocol: transaction::Protocol) -> transaction::Settings {
+    let participant = |name: &str| transaction::Participant {
+        name: name.into(),
+        app: "elsewhere".into(),
+        path: format!("/{name}"),
+        timeout: 3_000,
+        retry: Backoff { initial: 100, max: 30_000, factor_milli: 2_000 },
+        attempts: 0,
+        after: vec![],
+        input: None,
+    };
+    transaction::Settings {
+        protocol,
+        participants: vec![participant("debit"), participant("credit")],
+        timeout: 30_000,
+        once: false,
+        retention: 600_000,
+    }
+}
