@@ -6,6 +6,7 @@ pub mod guard;
 pub mod idempotency;
 pub mod lock;
 pub mod openapi;
+pub mod parameters;
 pub mod queue;
 pub mod trace;
 pub mod transaction;
@@ -24,6 +25,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::{context::Context, metrics::Metrics, problem::Problem};
 use guard::Token;
+use parameters::{Declared, refuse_unknown};
 
 /// All routes of the API, with what describes them.
 pub fn routes() -> OpenApiRouter<Context> {

@@ -31,8 +31,12 @@ enum Must {
     MayLack,
 }
 
-const ACQUIRE: &[(&str, &str, &str)] =
-    &[("ttl", "\"5s\"", "5"), ("owner", "\"me\"", "7"), ("renew", "true", "\"yes\""), ("maxHold", "\"1m\"", "[]")];
+const ACQUIRE: &[(&str, &str, &str)] = &[
+    ("ttl", "\"5s\"", "5"),
+    ("owner", "\"me\"", "7"),
+    ("renew", "true", "\"yes\""),
+    ("maxHold", "\"1m\"", "[]"),
+];
 const RECEIPTS: &[(&str, &str, &str)] = &[("receipts", "[]", "\"r\"")];
 const REASON: &[(&str, &str, &str)] = &[("reason", "\"because\"", "{}")];
 
@@ -55,7 +59,11 @@ fn routes() -> Vec<Route> {
         route(Method::DELETE, "/v1/queues/jobs/receipts/r", Nothing),
         route(Method::GET, "/v1/queues/jobs", Nothing),
         route(Method::GET, "/v1/queues/jobs/dead", Nothing),
-        route(Method::POST, "/v1/queues/jobs/dead/redrive", Object(&[("all", "true", "1"), ("ids", "[]", "\"a\"")], BeThere)),
+        route(
+            Method::POST,
+            "/v1/queues/jobs/dead/redrive",
+            Object(&[("all", "true", "1"), ("ids", "[]", "\"a\"")], BeThere),
+        ),
         route(Method::POST, "/v1/transactions/transfer", Json),
         route(Method::GET, "/v1/transactions/transfer", Nothing),
         route(Method::GET, "/v1/transactions/transfer/t", Nothing),
@@ -90,7 +98,8 @@ impl Trial {
     ) -> Result<Answer> {
         let answer = self.sidecar.ask(method, path, headers, body).await?;
         let told = (answer.status.as_u16(), answer.code());
-        let is_problem = answer.headers.get("content-type").is_some_and(|of| of == "application/problem+json");
+        let is_problem =
+            answer.headers.get("content-type").is_some_and(|of| of == "application/problem+json");
         if (told.0, told.1.as_str()) != (status, code) || !is_problem {
             let shown: String = path.chars().take(80).collect();
             let text: String = answer.text.chars().take(300).collect();
@@ -129,7 +138,9 @@ async fn what_stands_before_every_route_stands_before_each() -> Result<()> {
         trial.refused(to, &[], huge.clone(), (413, "payload-too-large")).await?;
         let unknown = format!("{path}?nonsense=1");
         trial.refused((method, &unknown), &[], "", INVALID).await?;
-        trial.refused((method, &format!("{path}/no/such/route/at/all")), &[], "", (404, "no-such-route")).await?;
+        trial
+            .refused((method, &format!("{path}/no/such/route/at/all")), &[], "", (404, "no-such-route"))
+            .await?;
     }
     trial.end().await
 }
@@ -187,7 +198,9 @@ async fn bodies_are_taken_as_they_are_described_or_not_at_all() -> Result<()> {
                 }
                 for (field, good, wrong) in *fields {
                     trial.refused(to, &[], format!("{{\"{field}\":{wrong}}}"), INVALID).await?;
-                    trial.refused(to, &[], format!("{{\"{field}\":{good},\"{field}\":{good}}}"), INVALID).await?;
+                    trial
+                        .refused(to, &[], format!("{{\"{field}\":{good},\"{field}\":{good}}}"), INVALID)
+                        .await?;
                     let answer = trial
                         .refused(to, &[], format!("{{\"{field}\":{good},\"nonsense\":1}}"), INVALID)
                         .await?;
@@ -272,7 +285,11 @@ async fn parameters_keys_and_headers_are_checked() -> Result<()> {
     trial.refused((&post, messages), &[], vec![b'x'; 256 * 1024 + 1], (413, "message-too-large")).await?;
 
     let id = "i".repeat(129);
-    for headers in [&[("transaction-id", "")][..], &[("transaction-id", &id)], &[("transaction-id", "a"), ("transaction-id", "b")]] {
+    for headers in [
+        &[("transaction-id", "")][..],
+        &[("transaction-id", &id)],
+        &[("transaction-id", "a"), ("transaction-id", "b")],
+    ] {
         trial.refused((&post, "/v1/transactions/transfer"), headers, "{}", INVALID).await?;
     }
     trial.end().await
@@ -283,7 +300,8 @@ async fn parameters_keys_and_headers_are_checked() -> Result<()> {
 async fn no_body_whatever_makes_it_fail() -> Result<()> {
     let trial = Trial::begin().await?;
     let mut failed = BTreeMap::new();
-    for Route { method, path, takes } in &routes() {
+    let routes = routes();
+    for Route { method, path, takes } in &routes {
         if !matches!(takes, Takes::Object(..)) {
             continue;
         }
@@ -304,8 +322,31 @@ async fn no_body_whatever_makes_it_fail() -> Result<()> {
 /// Something close to JSON of the API's own words.
 fn garbled(seed: u64) -> Vec<u8> {
     const WORDS: &[&str] = &[
-        "{", "}", "[", "]", ":", ",", "\"", "\"ttl\"", "\"owner\"", "\"receipts\"", "\"reason\"", "\"all\"", "\"ids\"",
-        "\"delay\"", "null", "true", "1", "-1", "1e400", "9223372036854775808", "\"5s\"", "\"\\ud800\"", "\\", "\u{0}", "é",
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ",",
+        "\"",
+        "\"ttl\"",
+        "\"owner\"",
+        "\"receipts\"",
+        "\"reason\"",
+        "\"all\"",
+        "\"ids\"",
+        "\"delay\"",
+        "null",
+        "true",
+        "1",
+        "-1",
+        "1e400",
+        "9223372036854775808",
+        "\"5s\"",
+        "\"\\ud800\"",
+        "\\",
+        "\u{0}",
+        "é",
     ];
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = move |below: usize| {

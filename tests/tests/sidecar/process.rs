@@ -96,7 +96,9 @@ async fn it_is_ready_describes_itself_counts_and_is_gone_with_its_session() -> R
         .as_object()
         .into_iter()
         .flatten()
-        .flat_map(|(path, methods)| methods.as_object().into_iter().flatten().map(move |(m, _)| format!("{m} {path}")))
+        .flat_map(|(path, methods)| {
+            methods.as_object().into_iter().flatten().map(move |(m, _)| format!("{m} {path}"))
+        })
         .collect();
     assert_eq!(described, ROUTES.iter().map(|route| (*route).to_owned()).collect());
 
@@ -174,7 +176,8 @@ async fn without_the_token_nothing_is_answered() -> Result<()> {
             assert_eq!((answer.status.as_u16(), answer.code().as_str()), (401, "token-required"), "{path}");
         }
     }
-    let answer = sidecar.ask(GET, "/v1/locks/orders/a", &[("concordat-token", "0123456789abcdef")], "").await?;
+    let answer =
+        sidecar.ask(GET, "/v1/locks/orders/a", &[("concordat-token", "0123456789abcdef")], "").await?;
     assert_eq!(answer.status, 200);
     Ok(())
 }

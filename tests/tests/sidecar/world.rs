@@ -4,7 +4,8 @@ use std::{process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use concordat_protocol::{
-    Definition, Key, Kind, Lease, Millis, Plan, Range, Settings, definition::Backoff, lock, queue, transaction,
+    Definition, Key, Kind, Lease, Millis, Plan, Range, Settings, definition::Backoff, lock, queue,
+    transaction,
 };
 use concordat_store::{Admin, AdminConfig};
 use concordat_tests::{
@@ -114,7 +115,8 @@ impl Sidecar {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Result<Answer> {
-        let mut request = Request::builder().method(method).uri(format!("http://127.0.0.1:{}{path}", self.api));
+        let mut request =
+            Request::builder().method(method).uri(format!("http://127.0.0.1:{}{path}", self.api));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
