@@ -51,7 +51,9 @@ impl Declared {
 /// Refuses a request with a parameter that its route does not have.
 pub async fn refuse_unknown(State(declared): State<Declared>, request: Request, next: Next) -> Response {
     match declared.unknown(&request) {
-        Some(name) => Problem::invalid(format!("query: this route has no parameter {name:?}")).into_response(),
+        Some(name) => {
+            Problem::invalid(format!("query: this route has no parameter {name:?}")).into_response()
+        }
         None => next.run(request).await,
     }
 }
@@ -69,7 +71,8 @@ mod tests {
     async fn only_what_is_described_is_taken() {
         let wait = json!({ "name": "wait", "in": "query" });
         let key = json!({ "name": "key", "in": "path" });
-        let description = json!({ "paths": { "/{key}": { "get": { "parameters": [wait, key] }, "post": {} } } });
+        let description =
+            json!({ "paths": { "/{key}": { "get": { "parameters": [wait, key] }, "post": {} } } });
         let app = Router::new()
             .route("/{key}", get("yes").post("yes"))
             .route_layer(from_fn_with_state(Declared::of(&description), refuse_unknown));
