@@ -39,9 +39,13 @@ pub fn routes() -> OpenApiRouter<Context> {
 pub fn router(context: Context, token: Option<Token>) -> Router {
     let metrics = context.metrics.clone();
     let (router, description) = routes().split_for_parts();
-    let description = Bytes::from(serde_json::to_vec(&description).unwrap_or_default());
-    let router =
-        router.route("/openapi.json", get(async move || json(description.clone()))).with_state(context);
+    let description = serde_json::to_value(&description).unwrap_or_default();
+    let declared = Declared::of(&description);
+    let description = Bytes::from(description.to_string());
+    let router = router
+        .route_layer(from_fn_with_state(declared, refuse_unknown))
+        .route("/openapi.json", get(async move || json(description.clone())))
+        .with_state(context);
     guarded(router, token, metrics)
 }
 
@@ -117,6 +121,26 @@ mod tests {
         assert_eq!(ask(Request::post("/known"), body(chunks)).await.0, StatusCode::OK);
         let (status, _, problem) = ask(Request::post("/known"), body(chunks + 1)).await;
         assert_eq!((status, &problem["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &"payload-too-large".into()));
+    }
+
+    #[test]
+    fn every_query_parameter_is_described() {
+        let description = serde_json::to_value(routes().into_openapi()).unwrap();
+        let declared = Declared::of(&description);
+        for (method, path, names) in [
+            ("POST", "/v1/locks/{lock}/{key}", &["wait"][..]),
+            ("POST", "/v1/locks/{lock}", &["wait"]),
+            ("GET", "/v1/locks/{lock}/{key}/verify", &["fence"]),
+            ("GET", "/v1/locks/{lock}/{key}", &[]),
+            ("POST", "/v1/queues/{queue}/messages", &[]),
+            ("POST", "/v1/queues/{queue}/receive", &["group", "max", "visibility", "wait"]),
+            ("GET", "/v1/queues/{queue}/dead", &["max"]),
+            ("POST", "/v1/transactions/{transaction}", &["wait"]),
+            ("GET", "/v1/transactions/{transaction}/{id}", &["wait"]),
+            ("GET", "/v1/transactions/{transaction}", &["limit", "state"]),
+        ] {
+            assert_eq!(declared.names(method, path), names, "{method} {path}");
+        }
     }
 
     #[test]

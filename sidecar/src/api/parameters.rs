@@ -2,7 +2,7 @@
 //! over in silence and none goes undescribed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -18,12 +18,12 @@ use crate::problem::Problem;
 
 /// The names of the query parameters of each route, by method and path.
 #[derive(Clone, Debug, Default)]
-pub struct Declared(Arc<HashMap<(String, String), HashSet<String>>>);
+pub struct Declared(Arc<HashMap<(String, String), BTreeSet<String>>>);
 
 impl Declared {
     /// From an OpenAPI description.
     pub fn of(description: &Value) -> Self {
-        let mut declared: HashMap<_, HashSet<_>> = HashMap::new();
+        let mut declared: HashMap<_, BTreeSet<_>> = HashMap::new();
         for (path, methods) in description["paths"].as_object().into_iter().flatten() {
             for (method, operation) in methods.as_object().into_iter().flatten() {
                 let parameters = operation["parameters"].as_array().into_iter().flatten();
@@ -33,6 +33,12 @@ impl Declared {
             }
         }
         Self(Arc::new(declared))
+    }
+
+    /// The parameters of a route, in the order of the alphabet.
+    #[cfg(test)]
+    pub(super) fn names(&self, method: &str, path: &str) -> Vec<&str> {
+        self.0[&(method.to_owned(), path.to_owned())].iter().map(String::as_str).collect()
     }
 
     fn unknown(&self, request: &Request) -> Option<String> {
