@@ -3,6 +3,7 @@
 
 mod cleanup;
 mod leadership;
+mod once;
 mod outage;
 mod pipeline;
 mod world;

@@ -16,7 +16,9 @@ use jiff::Timestamp;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, ResourceExt,
-    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+    },
     runtime::{conditions, wait::await_condition},
 };
 use serde_json::{Value, json};
@@ -122,7 +124,7 @@ async fn a_change_reaches_the_definition_and_spares_what_is_under_it() {
 #[tokio::test]
 async fn a_malformed_object_is_told_so_and_disturbs_no_other() {
     let cluster = Cluster::start().await.unwrap();
-    let world = World::within(&cluster, "a_malformed_object_is_told_so_and_disturbs_no_other").await;
+    let world = World::alone(&cluster, "a_malformed_object_is_told_so_and_disturbs_no_other").await;
     // As in a cluster whose CRDs were less strict once: the object is from then.
     let crds: Api<CustomResourceDefinition> = Api::all(world.client.clone());
     let name = "locks.concordat.dev";
@@ -139,15 +141,17 @@ async fn a_malformed_object_is_told_so_and_disturbs_no_other() {
     };
     install(&lax).await;
     let resource = ApiResource::erase::<Lock>(&());
-    let locks: Api<DynamicObject> =
-        Api::namespaced_with(world.client.clone(), world.namespace.name(), &resource);
-    let bad =
-        DynamicObject::new("bad", &resource).data(json!({ "spec": { "mode": "Sideways", "ttl": [1] } }));
-    eventually("the lax definition is served", async || {
-        Ok(locks.create(&PostParams::default(), &bad).await?)
-    })
-    .await
-    .unwrap();
+    let locks: Api<DynamicObject> = Api::namespaced_with(world.client.clone(), &world.namespace, &resource);
+    for (name, spec) in
+        [("bad", json!({ "mode": "Sideways" })), ("worse", json!({ "mode": "Lease", "ttl": [1] }))]
+    {
+        let object = DynamicObject::new(name, &resource).data(json!({ "spec": spec }));
+        eventually("the lax definition is served", async || {
+            Ok(locks.create(&PostParams::default(), &object).await?)
+        })
+        .await
+        .unwrap();
+    }
     install(&strict).await;
 
     let _operator = world.operator("operator").await;
@@ -163,10 +167,25 @@ async fn a_malformed_object_is_told_so_and_disturbs_no_other() {
     .unwrap();
     assert!(message.contains("must be of its kind's form") && message.contains("Sideways"), "{message}");
     assert_eq!(world.events("bad").await, [("Invalid".to_owned(), 1)]);
+    // Of this one the API server takes no status whatever: its rules cannot be evaluated.
+    eventually("the worse one is told by an event", async || {
+        let told = world.events("worse").await;
+        anyhow::ensure!(told == [("Invalid".to_owned(), 1)], "told: {told:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
     world.update::<Lock>("good", json!({ "ttl": "9s" })).await;
     world.stands::<Lock>("good", "True", "Accepted").await;
-    world.delete::<Lock>("good").await;
-    world.gone::<Lock>("good").await;
+    for name in ["good", "bad", "worse"] {
+        locks.delete(name, &DeleteParams::default()).await.unwrap();
+        eventually("it is gone", async || {
+            anyhow::ensure!(locks.get_opt(name).await?.is_none(), "{name} is there");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
 }
 
 #[tokio::test]

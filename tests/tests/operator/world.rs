@@ -23,13 +23,22 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
-/// A namespace of the shared Kubernetes, and an etcd of Concordat's own.
-pub(crate) struct World<'a> {
-    pub(crate) namespace: Namespace<'a>,
+/// A namespace of a Kubernetes, and an etcd of Concordat's own.
+pub(crate) struct World {
+    pub(crate) namespace: String,
     pub(crate) etcd: Etcd,
     pub(crate) client: Client,
     pub(crate) recorder: Recorder,
     kubeconfig: NamedTempFile,
+    /// Shows the API server's log when the test fails.
+    _shared: Option<Namespace<'static>>,
+}
+
+/// A running sidecar.
+pub(crate) struct Sidecar {
+    _process: Process,
+    /// Of its API.
+    pub(crate) url: String,
 }
 
 /// A custom resource.
@@ -53,20 +62,29 @@ pub(crate) struct Operator {
     admin: String,
 }
 
-impl<'a> World<'a> {
+impl World {
     /// In the cluster that tests share.
-    pub(crate) async fn start(test: &str) -> World<'static> {
-        World::within(Cluster::shared().await.unwrap(), test).await
+    pub(crate) async fn start(test: &str) -> Self {
+        let cluster = Cluster::shared().await.unwrap();
+        let namespace = cluster.namespace(test).await.unwrap();
+        let world = Self::within(cluster, namespace.name()).await;
+        Self { _shared: Some(namespace), ..world }
     }
 
-    pub(crate) async fn within(cluster: &'a Cluster, test: &str) -> World<'a> {
+    /// In a cluster of the test's own, which it may stop.
+    pub(crate) async fn alone(cluster: &Cluster, test: &str) -> Self {
         let namespace = cluster.namespace(test).await.unwrap();
+        Self::within(cluster, namespace.name()).await
+    }
+
+    async fn within(cluster: &Cluster, namespace: &str) -> Self {
         let etcd = Etcd::start().await.unwrap();
         let recorder = Recorder::start(etcd.client().await.unwrap());
         let kubeconfig = NamedTempFile::with_prefix("concordat-kubeconfig-").unwrap();
-        std::fs::write(kubeconfig.path(), cluster.kubeconfig("operator", Some("system:masters")).unwrap())
-            .unwrap();
-        World { namespace, etcd, client: cluster.client().await.unwrap(), recorder, kubeconfig }
+        let text = cluster.kubeconfig("operator", Some("system:masters")).unwrap();
+        std::fs::write(kubeconfig.path(), text).unwrap();
+        let client = cluster.client().await.unwrap();
+        Self { namespace: namespace.to_owned(), etcd, client, recorder, kubeconfig, _shared: None }
     }
 
     /// Starts an operator for this namespace and this etcd, under a name of its own.
@@ -76,7 +94,7 @@ impl<'a> World<'a> {
         command
             .env("KUBECONFIG", self.kubeconfig.path())
             .args(["--pod", name, "--lease-duration=3s", "--log=info,concordat_operator=debug"])
-            .args(["--namespace", self.namespace.name(), "--lease-namespace", self.namespace.name()])
+            .args(["--namespace", &self.namespace, "--lease-namespace", &self.namespace])
             .args(["--etcd-endpoints", &self.etcd.endpoints().join(",")])
             .args(["--admin-listen", &format!("127.0.0.1:{port}")]);
         let mut process = Process::start(name, command).unwrap();
@@ -85,8 +103,28 @@ impl<'a> World<'a> {
         Operator { process, admin }
     }
 
+    /// Starts a sidecar of an app that takes callbacks at a port, if at any.
+    pub(crate) async fn sidecar(&self, app: &str, app_port: Option<u16>) -> Sidecar {
+        let (api, admin) = (free_port().unwrap(), free_port().unwrap());
+        let mut command = Command::new(binary("concordat-sidecar").unwrap());
+        command
+            .args(["--namespace", &self.namespace, "--app", app, "--pod", &format!("{app}-0")])
+            .args([
+                "--api-port",
+                &api.to_string(),
+                "--admin-address=127.0.0.1",
+                "--admin-port",
+                &admin.to_string(),
+            ])
+            .args(["--etcd-endpoints", &self.etcd.endpoints().join(",")])
+            .args(app_port.map(|port| format!("--app-port={port}")));
+        let mut process = Process::start(app, command).unwrap();
+        process.answers(&format!("http://127.0.0.1:{admin}/ready")).await.unwrap();
+        Sidecar { _process: process, url: format!("http://127.0.0.1:{api}/v1") }
+    }
+
     pub(crate) fn api<K: Object>(&self) -> Api<K> {
-        Api::namespaced(self.client.clone(), self.namespace.name())
+        Api::namespaced(self.client.clone(), &self.namespace)
     }
 
     pub(crate) async fn create<K: Object>(&self, name: &str, spec: Value) -> K {
@@ -161,14 +199,14 @@ impl<'a> World<'a> {
 
     /// Puts a record as a sidecar would, under a lease of etcd's or none.
     pub(crate) async fn put(&self, key: &Key, record: impl Into<Record>, lease: Option<i64>) {
-        let key = keys::encode(self.namespace.name(), key);
+        let key = keys::encode(&self.namespace, key);
         let options = lease.map(|lease| PutOptions::new().with_lease(lease));
         let mut client = self.etcd.client().await.unwrap();
         client.put(key, record::encode(&record.into()), options).await.unwrap();
     }
 
     pub(crate) async fn remove(&self, key: &Key) {
-        let key = keys::encode(self.namespace.name(), key);
+        let key = keys::encode(&self.namespace, key);
         self.etcd.client().await.unwrap().delete(key, None).await.unwrap();
     }
 
