@@ -458,10 +458,10 @@ impl World {
     fn note(&mut self, plan: &Plan, revision: i64) {
         for write in &plan.writes {
             match write {
-                Write::Put(_, Record::Transaction(Transaction { decision: Some(decision), .. }), _) => {
-                    if !self.history.decisions.iter().any(|(_, of)| of == decision) {
-                        self.history.decisions.insert((revision, *decision));
-                    }
+                Write::Put(_, Record::Transaction(Transaction { decision: Some(decision), .. }), _)
+                    if !self.history.decisions.iter().any(|(_, of)| of == decision) =>
+                {
+                    self.history.decisions.insert((revision, *decision));
                 }
                 Write::Put(Key::Answer { branch, .. }, Record::Answer(reply), _)
                     if reply.operation == Operation::Prepare =>

@@ -50,7 +50,7 @@ impl Declared {
             .filter(|pair| !pair.is_empty())
             .map(|pair| percent_decode_str(pair.split('=').next().unwrap_or_default()).decode_utf8_lossy())
             .find(|name| !declared.contains(&**name))
-            .map(|name| name.into_owned())
+            .map(std::borrow::Cow::into_owned)
     }
 }
 

@@ -103,7 +103,8 @@ async fn called(
             204
         }
     };
-    let status = StatusCode::from_u16(status).unwrap();
+    let status = StatusCode::from_u16(status)
+        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     if status.is_success() {
         take_effect(&app, &call)?;
     }

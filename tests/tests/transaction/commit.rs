@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 async fn what_everybody_agrees_to_is_committed_everywhere() -> Result<()> {
     let etcd = Etcd::start().await?;
     let world = World::new(&etcd, "commit").await?;
-    let (c, _p, _q) = (world.start("c", "").await?, world.start("p", "").await?, world.start("q", "").await?);
+    let (c, p, _q) = (world.start("c", "").await?, world.start("p", "").await?, world.start("q", "").await?);
 
     let answer = world.begin(&c, "t1").await?;
     ensure!(answer.status == 200 && answer.body["outcome"] == "committed", "{answer:?}");
@@ -32,7 +32,7 @@ async fn what_everybody_agrees_to_is_committed_everywhere() -> Result<()> {
 
     // The same again is the same transaction, wherever it is asked for, and nothing is done twice.
     let calls = world.p.calls().len();
-    let again = world.begin(&_p, "t1").await?;
+    let again = world.begin(&p, "t1").await?;
     ensure!(again.status == 200 && again.body["outcome"] == "committed", "{again:?}");
     let other = world.post(&c, NAME, Some("t1"), &json!({ "amount": 11 })).await?;
     ensure!(other.status == 422 && other.body["code"] == "transaction-id-reused", "{other:?}");

@@ -115,7 +115,7 @@ impl World {
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer> {
-        let response = request.timeout(Duration::from_secs(60)).send().await?;
+        let response = request.timeout(Duration::from_mins(1)).send().await?;
         let status = response.status().as_u16();
         let text = response.text().await?;
         let body = if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? };
@@ -226,7 +226,8 @@ impl World {
                 _ => {}
             }
         }
-        let invariants: [(&str, fn(&History) -> bool); 7] = [
+        type Holds = fn(&History) -> bool;
+        let invariants: [(&str, Holds); 7] = [
             ("ac1", invariant::ac1_agreement),
             ("ac2", invariant::ac2_irrevocable),
             ("ac3", invariant::ac3_validity),
