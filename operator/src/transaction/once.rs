@@ -2,7 +2,7 @@
 
 use concordat_crds::DistributedTransaction;
 use concordat_protocol::{
-    Key, Kind, Lease, Name, Now, Plan, SessionId,
+    Key, Kind, Lease, Millis, Name, Now, Plan, SessionId,
     session::{Stat, counter},
     transaction::{Settings, once_id, plans},
 };
@@ -15,6 +15,10 @@ pub(super) fn mark(name: &Name) -> Key {
     Key::Stat { kind: Kind::Transaction, name: name.clone(), session: SessionId::from("-") }
 }
 
+/// How long its outcome can be read at least, whatever `spec.retention` says, milliseconds: an operator that is away for
+/// an hour still finds it. The finalizer removes it before.
+const RETENTION: Millis = 3_600_000;
+
 /// Hands the transaction of `object` to the sidecars: puts it without a coordinator, for the first one that finds it.
 /// Nothing is put if it was ever handed over before, is there, or is remembered, nor under another definition than the
 /// one created at revision `definition`. The operator takes no further part in it.
@@ -22,7 +26,8 @@ pub fn hand_over(object: &DistributedTransaction, settings: &Settings, definitio
     let name: Name = object.metadata.name.as_deref().unwrap_or_default().into();
     let id = once_id(object.metadata.uid.as_deref().unwrap_or_default());
     let input = object.spec.input.as_ref().map(text).unwrap_or_default();
-    let transaction = plans::new(name.clone(), settings, definition, input, now);
+    let settings = Settings { retention: settings.retention.max(RETENTION), ..settings.clone() };
+    let transaction = plans::new(name.clone(), &settings, definition, input, now);
     plans::hand_over(&id, transaction).absent(mark(&name)).put(
         mark(&name),
         Stat { counters: vec![(counter::BEGUN.into(), 1)] },
@@ -95,12 +100,22 @@ mod tests {
             ("pay", definition, r#"{"amount":10}"#)
         );
         assert_eq!((&put.coordinator, put.former.len(), put.decision), (&None, 0, None));
-        assert_eq!((put.deadline, put.timeout, put.retention, put.began), (0, 7_000, 8_000, 42));
+        assert_eq!((put.deadline, put.timeout, put.retention, put.began), (0, 7_000, RETENTION, 42));
         let branch = &put.branches[0];
         assert_eq!(
             (branch.participant.name.as_str(), &branch.item, branch.stage),
             ("debit", &None, Stage::Preparing)
         );
+    }
+
+    #[test]
+    fn its_outcome_is_kept_as_long_as_asked_for_or_longer() {
+        let settings = Settings { retention: 2 * RETENTION, ..compile(&object()).unwrap() };
+        let plan = hand_over(&object(), &settings, 1, Now::default());
+        let [Write::Put(_, Record::Transaction(put), _), ..] = &plan.writes[..] else {
+            panic!("no transaction")
+        };
+        assert_eq!(put.retention, 2 * RETENTION);
     }
 
     #[test]

