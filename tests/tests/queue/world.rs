@@ -173,16 +173,10 @@ impl World {
 }
 
 fn program(failpoints: bool) -> Result<PathBuf> {
-    static PLAIN: OnceLock<PathBuf> = OnceLock::new();
-    static FAILING: OnceLock<PathBuf> = OnceLock::new();
-    let (slot, build): (_, fn() -> Result<PathBuf>) = if failpoints {
-        (&FAILING, || binary_with("concordat-sidecar", &["concordat-sidecar/failpoints"]))
+    if failpoints {
+        binary_with("concordat-sidecar", &["concordat-sidecar/failpoints"])
     } else {
-        (&PLAIN, || binary("concordat-sidecar"))
-    };
-    match slot.get() {
-        Some(path) => Ok(path.clone()),
-        None => Ok(slot.get_or_init(|| build().unwrap_or_default()).clone()),
+        binary("concordat-sidecar")
     }
 }
 
