@@ -4,7 +4,6 @@ SHELL := /bin/bash
 
 export CONCORDAT_CACHE ?= $(HOME)/.cache/concordat
 export CARGO_TARGET_DIR ?= $(CONCORDAT_CACHE)/target
-export RUSTFLAGS ?= -D warnings
 BIN := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
 

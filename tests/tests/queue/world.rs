@@ -1,11 +1,6 @@
 //! An etcd that is recorded, sidecars on it, and clients whose history is kept.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    process::Command,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::BTreeMap, path::PathBuf, process::Command, sync::Arc};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use concordat_protocol::{
