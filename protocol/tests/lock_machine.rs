@@ -1,0 +1,245 @@
+//! One machine alone: what the model has no room for, and what each invariant must find.
+
+use concordat_protocol::{
+    Answer, Entry, Key, Now, Plan, SessionId,
+    lock::{
+        Caller, Effect, Failure, Fence, Found, Holder, Input, Machine, Rejected, Reply, Request, Token,
+        invariant,
+        invariant::{Change, Grant, History, Wait},
+        machine, plans,
+    },
+};
+
+const BELIEVED: u64 = 9_000;
+
+fn at(monotonic: u64) -> Now {
+    Now { monotonic, unix: monotonic }
+}
+
+fn request(caller: u64, wait: u64) -> Request {
+    Request {
+        caller: Caller(caller),
+        token: Token(u128::from(caller)),
+        session: "s".into(),
+        pod: "pod".into(),
+        owner: "owner".into(),
+        definition: 2,
+        wait,
+        max_waiters: 2_000,
+        ttl: 5_000,
+        max_hold: 0,
+        renew: false,
+    }
+}
+
+fn machine() -> Machine {
+    Machine::new("orders".into(), "c42".into(), 0)
+}
+
+fn rival() -> Holder {
+    Holder { session: "other".into(), pod: "elsewhere".into(), owner: "rival".into(), since: 0 }
+}
+
+fn commits(effects: &[Effect]) -> Vec<&Plan> {
+    effects
+        .iter()
+        .filter_map(|effect| if let Effect::Commit(plan) = effect { Some(plan) } else { None })
+        .collect()
+}
+
+fn held(revision: i64) -> Input {
+    let answer = Answer { held: true, revision, reads: Vec::new() };
+    Input::Landed { outcome: Ok(answer), believed: BELIEVED }
+}
+
+/// What a refused acquire reads while somebody else holds the key.
+fn refused(revision: i64) -> Input {
+    let entry =
+        |key, record, mod_revision, create_revision| Entry { key, record, mod_revision, create_revision };
+    let holder: Key = plans::holder(&"orders".into(), &"c42".into());
+    let definition = plans::definition(&"orders".into());
+    let reads = vec![
+        vec![entry(holder, rival().into(), revision, revision)],
+        vec![entry(definition, rival().into(), 2, 2)],
+    ];
+    Input::Landed { outcome: Ok(Answer { held: false, revision, reads }), believed: BELIEVED }
+}
+
+fn reply(effects: &[Effect], caller: u64) -> Option<&Result<Reply, Rejected>> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Reply(of, reply) if *of == Caller(caller) => Some(reply),
+        _ => None,
+    })
+}
+
+/// Pitfall 9: however many wait, what comes free wakes one attempt.
+#[test]
+fn a_thousand_waiters_make_one_attempt_a_release() {
+    let mut machine = machine();
+    let first = machine.step(Input::Acquire(request(1, 60_000)), at(0)).unwrap();
+    assert_eq!(commits(&first).len(), 1);
+    for caller in 2..=1_000 {
+        let effects = machine.step(Input::Acquire(request(caller, 60_000)), at(0)).unwrap();
+        assert!(effects.is_empty(), "one plan at a time");
+    }
+    assert!(machine.step(refused(5), at(1)).unwrap().is_empty(), "all of them go on waiting");
+    assert_eq!(machine.waiters(), 1_000);
+    assert!(machine.watches());
+    let freed = machine.step(Input::Seen { revision: 6, found: None }, at(2)).unwrap();
+    assert_eq!(commits(&freed).len(), 1);
+    let granted = machine.step(held(7), at(3)).unwrap();
+    assert!(matches!(reply(&granted, 1), Some(Ok(Reply::Granted { .. }))), "the first in line");
+    assert_eq!((commits(&granted).len(), machine.waiters()), (0, 999));
+}
+
+#[test]
+fn what_the_watch_shows_late_is_not_believed() {
+    let mut machine = machine();
+    machine.step(Input::Acquire(request(1, 60_000)), at(0)).unwrap();
+    machine.step(refused(5), at(0)).unwrap();
+    let stale = machine.step(Input::Seen { revision: 4, found: None }, at(0)).unwrap();
+    assert!(stale.is_empty(), "it was free before, not now");
+    let fresh = Found { revision: 8, holder: rival() };
+    assert!(machine.step(Input::Seen { revision: 8, found: Some(fresh) }, at(0)).unwrap().is_empty());
+    assert_eq!(commits(&machine.step(Input::Seen { revision: 9, found: None }, at(0)).unwrap()).len(), 1);
+}
+
+#[test]
+fn who_does_not_wait_is_told_who_has_it() {
+    let mut machine = machine();
+    machine.step(Input::Acquire(request(1, 0)), at(0)).unwrap();
+    let told = machine.step(refused(5), at(0)).unwrap();
+    let Some(Err(Rejected::Held(by))) = reply(&told, 1) else { panic!("{told:?}") };
+    assert_eq!((by.holder.clone(), by.expires_in), (rival(), None));
+
+    machine.step(Input::Acquire(request(2, 0)), at(0)).unwrap();
+    machine.step(held(6), at(0)).unwrap();
+    let Err(Rejected::Held(by)) = machine.step(Input::Acquire(request(3, 0)), at(1_000)) else {
+        panic!("held")
+    };
+    assert_eq!(by.expires_in, Some(4_000), "of its own sidecar's callers it is known");
+}
+
+#[test]
+fn a_grant_lasts_as_long_as_it_is_renewed_and_believed_and_no_longer_than_may_be() {
+    let mut machine = machine();
+    machine.step(Input::Acquire(Request { max_hold: 8_000, ..request(1, 0) }), at(0)).unwrap();
+    let granted = machine.step(held(5), at(0)).unwrap();
+    assert!(matches!(reply(&granted, 1), Some(Ok(Reply::Granted { expires_in: 5_000, .. }))));
+    let renew = |believed| Input::Renew { caller: Caller(2), token: Token(1), believed };
+    let renewed = machine.step(renew(BELIEVED), at(4_000)).unwrap();
+    assert_eq!(reply(&renewed, 2), Some(&Ok(Reply::Renewed { expires_in: 4_000 })), "8 s is all there is");
+    let renewed = machine.step(renew(20_000), at(7_999)).unwrap();
+    assert_eq!(reply(&renewed, 2), Some(&Ok(Reply::Renewed { expires_in: 1 })));
+    let before = machine.clone();
+    assert_eq!(machine.step(renew(20_000), at(8_000)), Err(Rejected::Lost));
+    assert_eq!(machine, before, "what is rejected changes nothing");
+    let ended = machine.step(Input::Tick { believed: 20_000 }, at(8_000)).unwrap();
+    assert!(ended.contains(&Effect::Lost(Token(1))));
+    assert_eq!(commits(&ended), [&plans::release(&"orders".into(), &"c42".into(), 5)]);
+    assert_eq!(machine.step(renew(20_000), at(8_001)), Err(Rejected::Lost), "for good");
+}
+
+#[test]
+fn a_release_is_tried_until_it_is_known_and_may_be_repeated() {
+    let mut machine = machine();
+    machine.step(Input::Acquire(request(1, 0)), at(0)).unwrap();
+    machine.step(held(5), at(0)).unwrap();
+    let release = |caller| Input::Release { caller: Caller(caller), token: Token(1) };
+    assert_eq!(commits(&machine.step(release(2), at(0)).unwrap()).len(), 1);
+    assert!(machine.step(release(3), at(0)).unwrap().is_empty(), "the second call waits for the same plan");
+    let failed = Input::Landed { outcome: Err(Failure::Unknown), believed: BELIEVED };
+    assert!(machine.step(failed, at(0)).unwrap().is_empty(), "nobody is told what is not known");
+    let again = machine.wake_at().unwrap();
+    assert_eq!(commits(&machine.step(Input::Tick { believed: BELIEVED }, at(again)).unwrap()).len(), 1);
+    let known = Answer { held: false, revision: 9, reads: vec![Vec::new()] };
+    let known = machine.step(Input::Landed { outcome: Ok(known), believed: BELIEVED }, at(again)).unwrap();
+    assert_eq!(
+        (reply(&known, 2), reply(&known, 3)),
+        (Some(&Ok(Reply::Released)), Some(&Ok(Reply::Released)))
+    );
+    assert_eq!(reply(&machine.step(release(4), at(again)).unwrap(), 4), Some(&Ok(Reply::Released)));
+    let other = Input::Release { caller: Caller(5), token: Token(7) };
+    assert_eq!(machine.step(other, at(again)), Err(Rejected::Mismatch));
+}
+
+#[test]
+fn etcd_that_does_not_answer_is_said_to() {
+    let mut machine = machine();
+    machine.step(Input::Acquire(request(1, 0)), at(0)).unwrap();
+    machine.step(Input::Acquire(request(2, 0)), at(0)).unwrap();
+    let over = machine.step(Input::Tick { believed: BELIEVED }, at(machine::PATIENCE)).unwrap();
+    assert_eq!(reply(&over, 1), Some(&Err(Rejected::Unavailable { unknown: true })), "it may yet be taken");
+    assert_eq!(
+        reply(&over, 2),
+        Some(&Err(Rejected::Unavailable { unknown: false })),
+        "it was never asked for"
+    );
+    let late = machine.step(held(5), at(machine::PATIENCE)).unwrap();
+    assert_eq!(
+        commits(&late),
+        [&plans::release(&"orders".into(), &"c42".into(), 5)],
+        "what nobody wants is freed"
+    );
+}
+
+#[test]
+fn a_fence_is_safe_in_every_json_parser() {
+    assert_eq!(Fence::new(7, 0, 3).map(Fence::get), Some(7 * 1_024 + 3));
+    assert_eq!(Fence::new(7, 5, 0), Fence::new(12, 0, 0), "the offset raises the revision");
+    assert_eq!(Fence::new((1 << 43) - 1, 0, 1_023).map(Fence::get), Some((1 << 53) - 1));
+    for (revision, offset, place) in [(1 << 43, 0, 0), (i64::MAX, 1, 0), (1, -2, 0), (1, 0, 1_024)] {
+        assert_eq!(Fence::new(revision, offset, place), None);
+    }
+}
+
+fn change(revision: i64, holder: Option<&str>) -> Change {
+    Change { revision, at: revision as u64 * 100, holder: holder.map(SessionId::from) }
+}
+
+fn grant(place: u64, revision: i64, from: u64, to: u64) -> Grant {
+    Grant {
+        caller: ("a".into(), place),
+        fence: Fence::new(revision, 0, 0).unwrap().get(),
+        from,
+        to,
+        session_alive: true,
+        definition_in_force: true,
+    }
+}
+
+/// Two grants one after the other, a write under each, and a wait in vain for the second.
+fn good() -> History {
+    History {
+        changes: vec![change(1, Some("a")), change(2, None), change(3, Some("b")), change(9, None)],
+        grants: vec![grant(1, 1, 100, 200), grant(2, 3, 300, 900)],
+        accepted: vec![1 << 10, 3 << 10],
+        vain: vec![Wait { from: 250, to: 800 }],
+        forged: Vec::new(),
+    }
+}
+
+#[test]
+fn each_invariant_finds_the_history_that_breaks_it() {
+    assert_eq!(invariant::all(&good(), 0, 100), Ok(()));
+    type Spoil = fn(&mut History);
+    let spoils: [(&str, Spoil); 11] = [
+        ("L1", |history| drop(history.changes.remove(1))),
+        ("L2", |history| history.grants[1].fence = history.grants[0].fence),
+        ("L2", |history| history.grants[1].fence += 5 << 10),
+        ("L2", |history| history.changes.retain(|change| change.revision != 1)),
+        ("L3", |history| history.accepted.reverse()),
+        ("L4", |history| history.grants[0].to = 301),
+        ("L4", |history| history.grants[0].session_alive = false),
+        ("L4", |history| history.grants[0].definition_in_force = false),
+        ("L5", |history| history.vain.push(Wait { from: 901, to: 1_100 })),
+        ("L6", |history| history.grants[1].caller.1 = 0),
+        ("L7", |history| history.forged.push("a renewal".into())),
+    ];
+    for (broken, spoil) in spoils {
+        let mut history = good();
+        spoil(&mut history);
+        let found = invariant::all(&history, 0, 100).unwrap_err();
+        assert!(found.starts_with(broken), "{broken} is to find it, not: {found}");
+    }
+}
