@@ -250,6 +250,7 @@ async fn ack_one(
 #[utoipa::path(
     get,
     path = "/v1/queues/{queue}",
+    operation_id = "inspect_queue",
     tag = "queues",
     params(QueueName),
     responses((status = 200, body = Counted), (status = 404, body = Document, description = "no-such-queue"))
