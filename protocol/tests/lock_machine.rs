@@ -1,5 +1,7 @@
 //! One machine alone: what the model has no room for, and what each invariant must find.
 
+#![allow(clippy::unwrap_used)]
+
 use concordat_protocol::{
     Answer, Entry, Key, Now, Plan, SessionId,
     lock::{

@@ -21,6 +21,9 @@ use crate::problem::Problem;
 /// A body that takes longer to arrive is given up.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The most levels of arrays and objects in each other.
+const DEEPEST: usize = 128;
+
 /// The largest key in bytes, decoded.
 const LONGEST_KEY: usize = 512;
 
@@ -95,7 +98,29 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 /// Any JSON as text, checked to be JSON of no more than 128 levels and not changed.
 pub fn json_text(body: &[u8]) -> Result<String, Problem> {
     json::<IgnoredAny>(body)?;
+    if depth(body) > DEEPEST {
+        return Err(Problem::invalid(format!("body: it is more than {DEEPEST} levels deep")));
+    }
     String::from_utf8(body.to_vec()).map_err(|_| Problem::invalid("body: it is not UTF-8"))
+}
+
+/// How deep valid JSON is. serde_json bounds it only where it builds a value, and those who read the text later may not.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth -= 1,
+            _ => {}
+        }
+    }
+    deepest
 }
 
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
@@ -305,6 +330,19 @@ mod tests {
         assert!(header(&headers, "lock-token").is_err());
         headers.insert(header::HOST, http::HeaderValue::from_bytes(b"\xff").unwrap());
         assert!(header(&headers, "host").is_err());
+    }
+
+    #[test]
+    fn any_json_is_taken_that_is_not_too_deep() {
+        let nested = |levels| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+        for json in [nested(128), "1".into(), "\"[[{{\"".into(), r#"{"a\"[":"\\","b":[{}]}"#.into()] {
+            assert_eq!(json_text(json.as_bytes()).as_deref(), Ok(json.as_str()));
+        }
+        let strings_hide = format!("[\"{}\"]", "[".repeat(1_000));
+        assert!(json_text(strings_hide.as_bytes()).is_ok());
+        for json in [nested(129), nested(100_000), "{".into(), String::new()] {
+            assert_eq!(json_text(json.as_bytes()).unwrap_err().code, "invalid-request");
+        }
     }
 
     #[test]

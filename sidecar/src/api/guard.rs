@@ -12,8 +12,9 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use http::{Method, StatusCode, Uri, header};
+use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 use http_body_util::Limited;
+use hyper::body::Body as _;
 use sha2::{Digest, Sha256};
 
 use crate::problem::Problem;
@@ -42,7 +43,12 @@ impl Token {
 /// Checks the request's head and bounds its body.
 pub async fn guard(State(token): State<Option<Token>>, request: Request, next: Next) -> Response {
     if let Err(problem) = admit(&request, token.as_ref()) {
-        return problem.into_response();
+        let mut response = problem.into_response();
+        // Whoever is still sending a body must not send the next request behind it. (HTTP/2 has streams for that.)
+        if request.version() < Version::HTTP_2 && !request.body().is_end_stream() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        return response;
     }
     next.run(request.map(|body| Body::new(Limited::new(body, LARGEST_BODY)))).await
 }
