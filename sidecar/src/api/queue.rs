@@ -304,7 +304,12 @@ async fn redrive(
     get,
     path = "/v1/queues/{queue}/stream",
     tag = "queues",
-    params(QueueName),
+    params(
+        QueueName,
+        ("group" = Option<String>, Query, description = "The consumer group"),
+        ("from" = Option<String>, Query, description = "latest, earliest, offset:n or time:t"),
+        ("Last-Event-ID" = Option<String>, Header, description = "Resumes after this event")
+    ),
     responses((status = 501, body = Document, description = "mode-not-supported"))
 )]
 async fn stream(
