@@ -56,7 +56,7 @@ pub enum Verdict {
     TimedOut,
     /// Its consumer is leaving.
     Released,
-    /// It never reached its consumer, so this delivery does not count.
+    /// It never reached its consumer: it comes again at once, and is no failure.
     Returned,
 }
 

@@ -51,6 +51,7 @@ async fn killed(point: &str, after: u32) -> Result<()> {
 }
 
 async fn frozen(point: &str, after: u32) -> Result<()> {
+    println!("freezing at {point}");
     let (world, victim, survivor) = stage(&format!("{point}={after}*off->1*return(stop)->off")).await?;
     work(&victim, &survivor).await.context(point.to_owned())?;
     eventually("the victim to freeze", async || {
@@ -87,11 +88,15 @@ async fn stage(failpoints: &str) -> Result<(World, Sidecar, Sidecar)> {
 /// Publishes and consumes through the victim as long as it answers; what it did not answer goes to the survivor.
 async fn work(victim: &Sidecar, survivor: &Sidecar) -> Result<()> {
     let publish = async {
+        let mut answers = true;
         for number in 0..MESSAGES {
             let body = json!({ "number": number });
             let name = Some(("till", number));
-            let stored = tokio::time::timeout(PATIENCE, victim.publish(&body, name)).await;
-            if !matches!(stored, Ok(Ok((status, _))) if status.is_success()) {
+            if answers {
+                let stored = tokio::time::timeout(PATIENCE, victim.publish(&body, name)).await;
+                answers = matches!(stored, Ok(Ok((status, _))) if status.is_success());
+            }
+            if !answers {
                 eventually("the survivor to store it", async || {
                     let (status, answer) = survivor.publish(&body, name).await?;
                     ensure!(status.is_success(), "{status}: {answer}");

@@ -377,8 +377,8 @@ impl State {
                 return;
             }
             Verdict::Returned => {
+                // Its number stays used: a claim that is still open for other messages goes on naming it.
                 fate.stage = Stage::Waiting;
-                fate.deliveries -= 1;
                 return;
             }
             Verdict::Nack { delay, reason, dead_letter } => (*delay, reason.as_str(), *dead_letter),
