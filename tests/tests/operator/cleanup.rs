@@ -1,5 +1,6 @@
 //! What deleted objects leave.
 
+use anyhow::ensure;
 use concordat_crds::{DistributedTransaction, Lock, Queue};
 use concordat_protocol::{
     Key, Kind, Range,
@@ -8,6 +9,7 @@ use concordat_protocol::{
     session::Stat,
     transaction::{Decision, Stage, Transaction, once_id, plans},
 };
+use concordat_tests::process::eventually;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
