@@ -37,7 +37,7 @@ kubernetes: ## Builds the kube-apiserver that tests run against (once, from Go m
 .PHONY: fuzz
 fuzz: tools ## The fuzz targets for longer: FUZZ_SECONDS each, 60 unless set
 	BOLERO_RANDOM_TEST_TIME_MS=$$(( $${FUZZ_SECONDS:-60} * 1000 )) BOLERO_RANDOM_ITERATIONS=1000000000 \
-	  cargo test --locked --release -p concordat-store -p concordat-sidecar -p concordat-crds fuzz -- --test-threads 2
+	  cargo test --locked --release -p concordat-store -p concordat-sidecar -p concordat-crds -- fuzz panics --test-threads 2
 
 .PHONY: bench
 bench: tools ## Measures the sidecars beside etcd's own lock service and plain puts; writes docs/benchmarks.md
