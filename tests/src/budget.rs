@@ -140,20 +140,24 @@ fn cost(before: &Counters, after: &Counters, changes: &[Change]) -> Cost {
             cost.calls.insert(method.clone(), new);
         }
     }
-    let (mut all, mut counted) = (BTreeSet::new(), BTreeSet::new());
-    for Change { revision, key, entry, .. } in changes {
-        all.insert(revision);
-        let kind = kind(key);
-        if kind == STAT {
+    let mut revisions: BTreeMap<i64, Vec<&Change>> = BTreeMap::new();
+    for change in changes {
+        revisions.entry(change.revision).or_default().push(change);
+    }
+    for changes in revisions.values() {
+        let kinds: BTreeSet<_> = changes.iter().map(|change| kind(&change.key)).collect();
+        // A batch of counters alone, with its flusher's marker, belongs to no operation.
+        if kinds.contains(STAT) && kinds.iter().all(|kind| [STAT, "marker"].contains(kind)) {
+            if let Some(txns) = cost.calls.get_mut("Txn") {
+                *txns = txns.saturating_sub(1);
+            }
             continue;
         }
-        counted.insert(revision);
-        let writes = if entry.is_some() { &mut cost.puts } else { &mut cost.deletes };
-        *writes.entry(kind).or_default() += 1;
-    }
-    cost.commits = counted.len() as u64;
-    if let Some(txns) = cost.calls.get_mut("Txn") {
-        *txns -= (all.len() as u64 - cost.commits).min(*txns);
+        cost.commits += 1;
+        for Change { key, entry, .. } in changes.iter().filter(|change| kind(&change.key) != STAT) {
+            let writes = if entry.is_some() { &mut cost.puts } else { &mut cost.deletes };
+            *writes.entry(kind(key)).or_default() += 1;
+        }
     }
     cost.calls.retain(|_, calls| *calls > 0);
     cost
