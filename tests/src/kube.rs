@@ -26,8 +26,9 @@ use tokio::sync::OnceCell;
 
 use self::{
     pki::{Authority, Identity},
-    server::{Server, free_port},
+    server::Server,
 };
+use crate::process::free_port;
 
 /// The script that builds kube-apiserver; it names the version.
 const BUILD: &str = include_str!("../kubernetes/build");

@@ -5,9 +5,13 @@ use std::{
     env,
     fs::{self, File},
     net::TcpListener,
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,6 +22,8 @@ use tempfile::NamedTempFile;
 /// How long [`eventually`] waits: for a machine that is busy with other builds. Never a measure of anything.
 const PATIENCE: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_millis(20);
+/// Where servers of tests listen.
+const PORTS: Range<u16> = 10_000..32_000;
 /// So much of a log is shown.
 const TAIL: usize = 100;
 /// Ends the process when its standard input ends, as it does with this process, however that ends.
@@ -38,10 +44,21 @@ pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<
     }
 }
 
-/// A port of 127.0.0.1 that nobody listens on now. Somebody may before it is used: whoever starts a server on it tries
-/// again with another.
+/// A port of 127.0.0.1 that nobody listens on, and that is not given twice. It lies below what Linux takes for outgoing
+/// connections (`ip_local_port_range`, from 32768), so that none of the many that tests open comes to sit on it.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Test processes that run side by side begin at places of their own.
+    let begin = std::process::id().wrapping_mul(487);
+    for _ in PORTS {
+        let place =
+            begin.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % u32::from(PORTS.end - PORTS.start);
+        let port = PORTS.start + u16::try_from(place)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port of {PORTS:?} is free")
 }
 
 /// A child process with its output in a file. Dropping it kills it, and shows the end of its output where the test

@@ -17,6 +17,9 @@ use crate::ETCD_PORT;
 /// How long it may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// So many ports are tried. All lie below those that Linux takes for outgoing connections.
+const PORTS: u16 = 1_000;
+
 /// A running etcd.
 pub(super) struct Etcd {
     child: Child,
@@ -38,7 +41,8 @@ impl Etcd {
         std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
         // The lock file tells who has the data: etcd itself would wait for it in silence.
         let log = std::fs::File::create(data.join("etcd.log"))?;
-        let (client, peer) = (port(ETCD_PORT)?, port(0)?);
+        let client = port(ETCD_PORT)?;
+        let peer = port(client + 1)?;
         let (url, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
         let program = etcd_bin_vendored::etcd_bin_path().map_err(|error| anyhow!("{error}"))?;
         let child = Command::new(program)
@@ -117,9 +121,10 @@ pub(super) async fn stop(child: &mut Child, patience: Duration) {
     }
 }
 
-/// The wanted port if it is free, else any.
+/// The first free port from `wanted` on.
 fn port(wanted: u16) -> Result<u16> {
-    let listener =
-        TcpListener::bind(("127.0.0.1", wanted)).or_else(|_| TcpListener::bind(("127.0.0.1", 0)))?;
-    Ok(listener.local_addr()?.port())
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (wanted..wanted + PORTS)
+        .find(free)
+        .with_context(|| format!("the {PORTS} ports from {wanted} on are taken"))
 }

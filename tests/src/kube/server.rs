@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     future::Future,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -83,10 +82,4 @@ impl Drop for Server {
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
-}
-
-/// A port of 127.0.0.1 that nobody listens on. Another process may take it first: whoever starts a server on it
-/// tries again.
-pub(super) fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

@@ -2,6 +2,7 @@
 
 use std::{
     net::TcpListener,
+    ops::Range,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -13,6 +14,9 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use super::Options;
+
+/// Where all of them listen: below the ports that Linux takes for outgoing connections.
+const PORTS: Range<u16> = 14_700..16_000;
 
 /// One app: its sidecar's port and its own.
 pub(super) struct App {
@@ -36,10 +40,12 @@ impl Bank {
         let own = std::env::current_exe()?;
         let concordat = options.concordat.clone().unwrap_or_else(|| own.with_file_name("concordat"));
         let folder = tempfile::Builder::new().prefix("concordat-bank-").tempdir()?;
+        let mut free = PORTS.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
         let apps = ["accounts", "ledger", "worker", "teller"]
             .into_iter()
-            .map(|name| Ok(App { name, sidecar: free_port()?, port: free_port()? }))
-            .collect::<Result<Vec<_>>>()?;
+            .map(|name| Some(App { name, sidecar: free.next()?, port: free.next()? }))
+            .collect::<Option<Vec<_>>>()
+            .with_context(|| format!("the ports {PORTS:?} are taken"))?;
 
         let mut dev = Command::new(&concordat);
         dev.arg("dev")
@@ -219,10 +225,6 @@ fn service(own: &Path, folder: &Path, app: &App) -> Result<Child> {
 
 fn own_name() -> String {
     std::env::args().next().unwrap_or_else(|| "concordat-bank".into())
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// The child of `parent` that has `argument` in its command line.
