@@ -56,6 +56,30 @@ pub enum Key {
         /// The key under it.
         key: Name,
     },
+    /// A place in the line of a lock of mode FairQueue, leased, never used again. Put and deleted by the waiter's
+    /// sidecar.
+    Waiter {
+        /// The Lock.
+        lock: Name,
+        /// The key under it.
+        key: Name,
+        /// The waiter's sidecar.
+        session: SessionId,
+        /// The sidecar's own counter: no two waiters of a session share it.
+        number: u64,
+    },
+    /// That somebody may hold a lock, not leased: without what it is the shadow of it tells of a lost holder. Put by
+    /// the holder's sidecar, deleted by it or by whoever has waited for the lock-delay.
+    Shadow {
+        /// The Lock.
+        lock: Name,
+        /// The key under it.
+        key: Name,
+        /// The holder's sidecar.
+        session: SessionId,
+        /// The sidecar's own counter: no two shadows of a session share it.
+        number: u64,
+    },
     /// Messages published together, never changed. Written by the publisher's sidecar.
     Segment {
         /// The Queue.
@@ -141,6 +165,8 @@ pub enum Range {
     Finished,
     /// Everything of one Lock.
     Lock(Name),
+    /// Everything of one key of a Lock.
+    LockKey(Name, Name),
     /// Everything of all Locks.
     Locks,
     /// Everything of one Queue.
@@ -181,7 +207,7 @@ impl Range {
             | (Self::Sessions, Key::Session(_))
             | (Self::Transactions, Key::Transaction(_))
             | (Self::Finished, Key::Done(_))
-            | (Self::Locks, Key::Holder { .. })
+            | (Self::Locks, Key::Holder { .. } | Key::Waiter { .. } | Key::Shadow { .. })
             | (Self::AllStats, Key::Stat { .. }) => true,
             (Self::Inbox(app), Key::Work { app: of, .. } | Key::Answer { app: of, .. }) => app == of,
             (Self::InboxOf(app, session), Key::Work { app: of, session: to, .. }) => {
@@ -193,7 +219,14 @@ impl Range {
             (Self::Answers(app, session, id), Key::Answer { app: of, session: to, transaction, .. }) => {
                 app == of && session == to && id == transaction
             }
-            (Self::Lock(name), Key::Holder { lock, .. }) => name == lock,
+            (
+                Self::Lock(name),
+                Key::Holder { lock, .. } | Key::Waiter { lock, .. } | Key::Shadow { lock, .. },
+            ) => name == lock,
+            (
+                Self::LockKey(name, of),
+                Key::Holder { lock, key } | Key::Waiter { lock, key, .. } | Key::Shadow { lock, key, .. },
+            ) => name == lock && of == key,
             (
                 Self::Queue(name),
                 Key::Segment { queue, .. }
@@ -230,8 +263,9 @@ impl Range {
             (Self::InboxOf(a, s), Self::Answers(b, t, _)) | (Self::Answers(b, t, _), Self::InboxOf(a, s)) => {
                 a == b && s.as_ref() == Some(t)
             }
-            (Self::Locks, Self::Lock(_))
-            | (Self::Lock(_), Self::Locks)
+            (Self::Lock(a), Self::LockKey(b, _)) | (Self::LockKey(b, _), Self::Lock(a)) => a == b,
+            (Self::Locks, Self::Lock(_) | Self::LockKey(..))
+            | (Self::Lock(_) | Self::LockKey(..), Self::Locks)
             | (Self::AllStats, Self::Stats(..))
             | (Self::Stats(..), Self::AllStats) => true,
             (Self::Queue(a), b) | (b, Self::Queue(a)) => b.queue() == Some(a),

@@ -8,11 +8,13 @@ pub mod invariant;
 pub mod machine;
 pub mod message;
 pub mod plans;
+mod share;
 
 pub use fence::Fence;
 pub use machine::Machine;
 pub use message::{Caller, Effect, Failure, Input, Rejected, Reply, Request, Rival, Token};
 pub use plans::Found;
+pub use share::Share;
 
 use crate::{Millis, SessionId};
 
@@ -77,4 +79,27 @@ pub struct Holder {
     pub owner: String,
     /// When it was granted, milliseconds since the Unix epoch, for people.
     pub since: Millis,
+}
+
+/// Who stands in the line of a lock of mode [`Mode::FairQueue`]. It holds the lock once all before it do, and its share
+/// fits beside theirs; its fence is made of the record's create revision and its place.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Waiter {
+    /// Who it is; `since` tells when it came to stand there.
+    pub holder: Holder,
+    /// How much of the lock it asks for.
+    pub share: Share,
+    /// Its place among the waiters that were put with it, from 0.
+    pub place: u32,
+}
+
+/// What is left of a holder that was lost.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Shadow {
+    /// Who it is, as in what it is the shadow of.
+    pub holder: Holder,
+    /// How much of the lock it held.
+    pub share: Share,
+    /// The Lock's `lockDelay` as of then: how long the others wait once it is lost, milliseconds.
+    pub delay: Millis,
 }

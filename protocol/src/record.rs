@@ -38,6 +38,10 @@ records! {
     Done(transaction::Finished),
     /// Under [`crate::Key::Holder`].
     Holder(lock::Holder),
+    /// Under [`crate::Key::Waiter`].
+    Waiter(lock::Waiter),
+    /// Under [`crate::Key::Shadow`].
+    Shadow(lock::Shadow),
     /// Under [`crate::Key::Segment`].
     Segment(queue::Segment),
     /// Under [`crate::Key::Progress`].

@@ -14,6 +14,8 @@
 //! /concordat/<ns>/tx/<id>
 //! /concordat/<ns>/done/<id>
 //! /concordat/<ns>/lock/<name>/<key>/holder
+//! /concordat/<ns>/lock/<name>/<key>/waiter/<sid>/<counter>
+//! /concordat/<ns>/lock/<name>/<key>/shadow/<sid>/<counter>
 //! /concordat/<ns>/queue/<name>/live/seg/<partition>/<segment>
 //! /concordat/<ns>/queue/<name>/live/ack/<partition>/<segment>
 //! /concordat/<ns>/queue/<name>/live/claim/<partition>/<segment>/<sid>/<number>
@@ -22,12 +24,12 @@
 //! /concordat/<ns>/stat/<kind>/<name>/<sid>
 //! /concordat/-/epoch
 //! ```
-//! A `<partition>` has at least five digits; a `<segment>` is `<sid>:<number>:<messages>:<bytes>`. What a key is comes
+//! A `<counter>` has twenty digits, a `<partition>` at least five; a `<segment>` is `<sid>:<number>:<messages>:<bytes>`. What a key is comes
 //! before its partition, so that every [`Range`] is one contiguous range of etcd's.
 
 use std::{borrow::Cow, fmt::Write as _, str::Split};
 
-use concordat_protocol::{Key, Kind, Range, SessionId, queue::SegmentId};
+use concordat_protocol::{Key, Kind, Name, Range, SessionId, queue::SegmentId};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 /// What is percent-encoded: all but RFC 3986's unreserved characters.
@@ -72,8 +74,12 @@ pub fn encode(namespace: &str, key: &Key) -> Vec<u8> {
             .text(branch.as_str()),
         Key::Transaction(id) => text.literal("tx").text(id.as_str()),
         Key::Done(id) => text.literal("done").text(id.as_str()),
-        Key::Holder { lock, key } => {
-            text.literal("lock").text(lock.as_str()).text(key.as_str()).literal("holder")
+        Key::Holder { lock, key } => text.lock(lock, key).literal("holder"),
+        Key::Waiter { lock, key, session, number } => {
+            text.lock(lock, key).literal("waiter").text(session.as_str()).padded(*number)
+        }
+        Key::Shadow { lock, key, session, number } => {
+            text.lock(lock, key).literal("shadow").text(session.as_str()).padded(*number)
         }
         Key::Segment { queue, partition, segment } => {
             text.queue(queue.as_str(), "live/seg").partition(*partition).segment(segment)
@@ -133,6 +139,7 @@ pub fn range(namespace: &str, range: &Range) -> (Vec<u8>, Vec<u8>) {
         Range::Transactions => text.literal("tx"),
         Range::Finished => text.literal("done"),
         Range::Lock(name) => text.literal("lock").text(name.as_str()),
+        Range::LockKey(name, key) => text.lock(name, key),
         Range::Locks => text.literal("lock"),
         Range::Queue(name) => text.literal("queue").text(name.as_str()),
         Range::Live(name) => text.queue(name.as_str(), "live"),
@@ -210,6 +217,14 @@ impl Text {
         let _ = write!(self.0, "{number}/");
         self
     }
+    /// A number whose order is that of its text.
+    fn padded(mut self, number: u64) -> Self {
+        let _ = write!(self.0, "{number:020}/");
+        self
+    }
+    fn lock(self, lock: &Name, key: &Name) -> Self {
+        self.literal("lock").text(lock.as_str()).text(key.as_str())
+    }
     fn queue(self, queue: &str, part: &str) -> Self {
         self.literal("queue").text(queue).literal(part)
     }
@@ -254,6 +269,8 @@ fn parse(bytes: &[u8]) -> Result<(Option<Cow<'_, str>>, Key), Why> {
             let (lock, key) = (parts.id()?, parts.id()?);
             match parts.raw()? {
                 "holder" => Key::Holder { lock, key },
+                "waiter" => Key::Waiter { lock, key, session: parts.id()?, number: parts.padded()? },
+                "shadow" => Key::Shadow { lock, key, session: parts.id()?, number: parts.padded()? },
                 _ => return Err("no such part of a lock"),
             }
         }
@@ -323,6 +340,16 @@ impl<'a> Parts<'a> {
                 Ok(Key::Dead { queue, partition, segment, index: number(self.raw()?)? })
             }
             _ => Err("no such part of a queue"),
+        }
+    }
+    fn padded(&mut self) -> Result<u64, Why> {
+        let digits = self.raw()?;
+        if digits.len() != 20 {
+            return Err("a counter that is not of twenty digits");
+        }
+        match digits.trim_start_matches('0') {
+            "" => Ok(0),
+            digits => number(digits),
         }
     }
     fn partition(&mut self) -> Result<u32, Why> {

@@ -60,6 +60,8 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Transaction(transaction) => Body::Transaction(transaction.into()),
         Record::Done(finished) => Body::Done(finished.into()),
         Record::Holder(holder) => Body::Holder(holder.into()),
+        Record::Waiter(waiter) => Body::Waiter(waiter.into()),
+        Record::Shadow(shadow) => Body::Shadow(shadow.into()),
         Record::Progress(progress) => Body::Progress(progress.into()),
         Record::Claim(claim) => Body::Claim(claim.into()),
         Record::Dead(letter) => Body::Dead(letter.into()),
@@ -89,6 +91,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, Error> {
         Body::Transaction(transaction) => Record::Transaction(transaction.try_into()?),
         Body::Done(finished) => Record::Done(finished.try_into()?),
         Body::Holder(holder) => Record::Holder(holder.into()),
+        Body::Waiter(waiter) => Record::Waiter(waiter.try_into()?),
+        Body::Shadow(shadow) => Record::Shadow(shadow.try_into()?),
         Body::Segment(segment) => Record::Segment(segment.into()),
         Body::Progress(progress) => Record::Progress(progress.try_into()?),
         Body::Claim(claim) => Record::Claim(claim.try_into()?),
@@ -116,7 +120,7 @@ struct Versioned {
 struct Envelope {
     #[prost(uint32, tag = "1")]
     version: u32,
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
     body: Option<Body>,
 }
 
@@ -152,6 +156,10 @@ enum Body {
     Stat(Stat),
     #[prost(message, tag = "16")]
     Epoch(Epoch),
+    #[prost(message, tag = "17")]
+    Waiter(lock::Waiter),
+    #[prost(message, tag = "18")]
+    Shadow(lock::Shadow),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

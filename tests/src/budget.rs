@@ -174,6 +174,8 @@ fn kind(key: &Key) -> &'static str {
         Key::Transaction(_) => "transaction",
         Key::Done(_) => "done",
         Key::Holder { .. } => "holder",
+        Key::Waiter { .. } => "waiter",
+        Key::Shadow { .. } => "shadow",
         Key::Segment { .. } => "segment",
         Key::Progress { .. } => "progress",
         Key::Claim { .. } => "claim",

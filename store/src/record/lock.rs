@@ -39,6 +39,30 @@ pub(super) struct Holder {
     since: u64,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Waiter {
+    #[prost(message, tag = "1")]
+    holder: Option<Holder>,
+    #[prost(uint32, tag = "2")]
+    permits: u32,
+    #[prost(uint32, tag = "3")]
+    of: u32,
+    #[prost(uint32, tag = "4")]
+    place: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Shadow {
+    #[prost(message, tag = "1")]
+    holder: Option<Holder>,
+    #[prost(uint32, tag = "2")]
+    permits: u32,
+    #[prost(uint32, tag = "3")]
+    of: u32,
+    #[prost(uint64, tag = "4")]
+    delay: u64,
+}
+
 impl From<&lock::Settings> for Settings {
     fn from(settings: &lock::Settings) -> Self {
         let &lock::Settings { mode, sharing, permits, ttl, lock_delay, max_hold, max_wait, max_waiters } =
@@ -83,5 +107,35 @@ impl From<&lock::Holder> for Holder {
 impl From<Holder> for lock::Holder {
     fn from(Holder { session, pod, owner, since }: Holder) -> Self {
         Self { session: session.into(), pod, owner, since }
+    }
+}
+
+impl From<&lock::Waiter> for Waiter {
+    fn from(lock::Waiter { holder, share, place }: &lock::Waiter) -> Self {
+        Self { holder: Some(holder.into()), permits: share.permits, of: share.of, place: *place }
+    }
+}
+
+impl TryFrom<Waiter> for lock::Waiter {
+    type Error = Error;
+
+    fn try_from(Waiter { holder, permits, of, place }: Waiter) -> Result<Self, Error> {
+        let holder = holder.ok_or(Error::Missing("holder"))?.into();
+        Ok(Self { holder, share: lock::Share { permits, of }, place })
+    }
+}
+
+impl From<&lock::Shadow> for Shadow {
+    fn from(lock::Shadow { holder, share, delay }: &lock::Shadow) -> Self {
+        Self { holder: Some(holder.into()), permits: share.permits, of: share.of, delay: *delay }
+    }
+}
+
+impl TryFrom<Shadow> for lock::Shadow {
+    type Error = Error;
+
+    fn try_from(Shadow { holder, permits, of, delay }: Shadow) -> Result<Self, Error> {
+        let holder = holder.ok_or(Error::Missing("holder"))?.into();
+        Ok(Self { holder, share: lock::Share { permits, of }, delay })
     }
 }

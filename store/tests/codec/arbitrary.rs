@@ -63,6 +63,10 @@ pub(crate) fn key() -> impl Strategy<Value = Key> {
         id().prop_map(Key::Transaction),
         id().prop_map(Key::Done),
         (id(), id()).prop_map(|(lock, key)| Key::Holder { lock, key }),
+        (id(), id(), session(), number())
+            .prop_map(|(lock, key, session, number)| { Key::Waiter { lock, key, session, number } }),
+        (id(), id(), session(), number())
+            .prop_map(|(lock, key, session, number)| { Key::Shadow { lock, key, session, number } }),
         place().prop_map(|(queue, partition, segment)| Key::Segment { queue, partition, segment }),
         place().prop_map(|(queue, partition, segment)| Key::Progress { queue, partition, segment }),
         (place(), session(), number()).prop_map(|((queue, partition, segment), session, number)| {
@@ -93,6 +97,7 @@ pub(crate) fn range() -> impl Strategy<Value = Range> {
         Just(Range::Finished),
         id().prop_map(Range::Lock),
         Just(Range::Locks),
+        (id(), id()).prop_map(|(lock, key)| Range::LockKey(lock, key)),
         id().prop_map(Range::Queue),
         id().prop_map(Range::Segments),
         id().prop_map(Range::Progresses),
@@ -124,7 +129,9 @@ pub(crate) fn ranges_of(key: &Key) -> Vec<Range> {
         ],
         Key::Transaction(_) => vec![Range::Transactions],
         Key::Done(_) => vec![Range::Finished],
-        Key::Holder { lock, .. } => vec![Range::Lock(lock), Range::Locks],
+        Key::Holder { lock, key } | Key::Waiter { lock, key, .. } | Key::Shadow { lock, key, .. } => {
+            vec![Range::Lock(lock.clone()), Range::LockKey(lock, key), Range::Locks]
+        }
         Key::Segment { queue, .. } => {
             vec![Range::Queue(queue.clone()), Range::Live(queue.clone()), Range::Segments(queue)]
         }

@@ -45,6 +45,15 @@ fn segment() -> SegmentId {
     SegmentId { session: "5f3a".into(), number: 17, messages: 2, bytes: 24 }
 }
 
+fn holder() -> lock::Holder {
+    lock::Holder {
+        session: "5f3a".into(),
+        pod: "worker-0".into(),
+        owner: "nightly".into(),
+        since: 1_700_000_000_000,
+    }
+}
+
 /// Every record, with a value in every field.
 fn records() -> Vec<(&'static str, Record)> {
     let definition = |settings| Definition { uid: "9d1c".into(), generation: 3, settings }.into();
@@ -159,16 +168,9 @@ fn records() -> Vec<(&'static str, Record)> {
             }
             .into(),
         ),
-        (
-            "holder",
-            lock::Holder {
-                session: "5f3a".into(),
-                pod: "worker-0".into(),
-                owner: "nightly".into(),
-                since: 1_700_000_000_000,
-            }
-            .into(),
-        ),
+        ("holder", holder().into()),
+        ("waiter", lock::Waiter { holder: holder(), share: lock::Share::permits(2, 5), place: 3 }.into()),
+        ("shadow", lock::Shadow { holder: holder(), share: lock::Share::EXCLUSIVE, delay: 15_000 }.into()),
         (
             "segment",
             Segment { messages: vec![message(), Message { body: vec![0, 255], ..Message::default() }] }

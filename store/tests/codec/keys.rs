@@ -152,6 +152,14 @@ fn the_text_is_as_designed() {
         (Key::Done("a b".into()), "/concordat/ns/done/a%20b"),
         (Key::Holder { lock: "orders".into(), key: "-".into() }, "/concordat/ns/lock/orders/%2D/holder"),
         (
+            Key::Waiter { lock: "orders".into(), key: "a/b".into(), session: "s1".into(), number: 42 },
+            "/concordat/ns/lock/orders/a%2Fb/waiter/s1/00000000000000000042",
+        ),
+        (
+            Key::Shadow { lock: "orders".into(), key: "k".into(), session: "s1".into(), number: u64::MAX },
+            "/concordat/ns/lock/orders/k/shadow/s1/18446744073709551615",
+        ),
+        (
             Key::Segment { queue: "q".into(), partition: 3, segment: segment() },
             "/concordat/ns/queue/q/live/seg/00003/s1:7:3:120",
         ),
@@ -209,6 +217,8 @@ fn refusals_say_what_is_wrong() {
         ("/concordat/ns/queue/q/live/seg/00003/s:01:1:1", "plain decimal"),
         ("/concordat/ns/queue/q/live/seg/00003/s:1:1:4294967296", "too large"),
         ("/concordat/ns/queue/q/live/seg/00003/s:1:1", "session:number:messages:bytes"),
+        ("/concordat/ns/lock/l/k/waiter/s/42", "twenty digits"),
+        ("/concordat/ns/lock/l/k/waiter/s/99999999999999999999", "too large"),
         ("/concordat/other/tx/1", "another namespace"),
     ] {
         let error = decode("ns", text.as_bytes()).unwrap_err();

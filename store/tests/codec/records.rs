@@ -219,6 +219,19 @@ fn progress() -> impl Strategy<Value = Progress> {
     vec(fate, 0..20).prop_map(|fates| Progress { fates })
 }
 
+fn holder() -> impl Strategy<Value = lock::Holder> {
+    (id(), text(), text(), any::<u64>()).prop_map(|(session, pod, owner, since)| lock::Holder {
+        session,
+        pod,
+        owner,
+        since,
+    })
+}
+
+fn share() -> impl Strategy<Value = lock::Share> {
+    any::<(u32, u32)>().prop_map(|(permits, of)| lock::Share { permits, of })
+}
+
 fn record() -> impl Strategy<Value = Record> {
     let settings = prop_oneof![
         transaction_settings().prop_map(Settings::Transaction),
@@ -238,11 +251,17 @@ fn record() -> impl Strategy<Value = Record> {
         reply().prop_map(Record::Answer),
         transaction().prop_map(Record::Transaction),
         finished().prop_map(Record::Done),
-        (id(), text(), text(), any::<u64>()).prop_map(|(session, pod, owner, since)| lock::Holder {
-            session,
-            pod,
-            owner,
-            since
+        holder().prop_map(Record::Holder),
+        (holder(), share(), any::<u32>()).prop_map(|(holder, share, place)| lock::Waiter {
+            holder,
+            share,
+            place
+        }
+        .into()),
+        (holder(), share(), any::<u64>()).prop_map(|(holder, share, delay)| lock::Shadow {
+            holder,
+            share,
+            delay
         }
         .into()),
         vec(message(), 0..8).prop_map(|messages| Segment { messages }.into()),
