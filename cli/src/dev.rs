@@ -1,15 +1,17 @@
 //! `concordat dev`: a real etcd, the manifests a cluster would get, and a sidecar process for each app.
 
 mod etcd;
+mod guard;
 mod manifests;
 mod objects;
+mod schema;
 mod sidecars;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use concordat_store::{Admin, AdminConfig};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
     etcd::Etcd,
@@ -43,15 +45,20 @@ pub(crate) fn run(options: Options) -> Result<()> {
     runtime()?.block_on(serve(options))
 }
 
-/// Runs the sidecar in this process, to the end of whoever started it.
-pub(crate) fn sidecar(arguments: Vec<OsString>) -> ExitCode {
-    // `dev` may be killed without being able to stop what it started.
-    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
-    {
-        eprintln!("concordat sidecar: it will outlive `concordat dev` if that is killed: {error}");
+/// Runs the sidecar in this process, until `parent` ends at the latest.
+pub(crate) fn sidecar(parent: i32, arguments: Vec<OsString>) -> ExitCode {
+    if let Err(error) = guard::end_with(parent) {
+        eprintln!("concordat sidecar: {error:#}");
+        return ExitCode::FAILURE;
     }
     let arguments = std::iter::once("concordat sidecar".into()).chain(arguments);
     concordat_sidecar::run::main(arguments, |name| std::env::var(name).ok())
+}
+
+/// Becomes the embedded etcd, until `parent` ends at the latest.
+pub(crate) fn become_etcd(parent: i32, arguments: Vec<OsString>) -> Result<()> {
+    guard::end_with(parent)?;
+    etcd::exec(arguments)
 }
 
 /// One thread, as everything here waits for something.
@@ -60,42 +67,26 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 async fn serve(options: Options) -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut folder = Folder::watch(&options.manifests)?;
+    let mut end = Ends::listen()?;
+    let mut folder = Folder::watch(&options.manifests, &options.namespace)?;
     sidecars::check(&options.sidecars)?;
 
     let mut own = match &options.etcd {
         Some(_) => None,
-        None => Some(Etcd::start(options.data.clone()).await?),
+        None => tokio::select! {
+            () = end.signal() => return Ok(()),
+            started = Etcd::start(options.data.clone()) => Some(started?),
+        },
     };
     let url = match (&options.etcd, &own) {
         (Some(url), _) => url.clone(),
         (None, Some(own)) => own.url().to_owned(),
         (None, None) => bail!("no etcd"),
     };
-    let admin = Admin::connect(AdminConfig { endpoints: vec![url.clone()], ..AdminConfig::default() })
-        .await
-        .with_context(|| format!("etcd at {url}"))?;
-    println!("etcd      {url}{}", own.as_ref().map_or(String::new(), Etcd::described));
-
-    let mut objects = Objects::begin(admin, &options.namespace).await?;
-    objects.apply(folder.read()?).await?;
-    let mut sidecars = Sidecars::start(&options.sidecars, &options.namespace, &url).await?;
-    println!("ready     look with: concordat get locks --etcd {url}; stop with Ctrl-C");
-
-    let ended = loop {
-        tokio::select! {
-            _ = interrupt.recv() => break Ok(()),
-            _ = terminate.recv() => break Ok(()),
-            changed = folder.changed() => match changed.and_then(|()| folder.read()) {
-                Ok(found) => objects.apply(found).await?,
-                Err(error) => eprintln!("manifests {error:#}"),
-            },
-            () = objects.again() => objects.collect().await?,
-            ended = sidecars.ended() => println!("sidecar   {ended}; it is not started again"),
-            status = Etcd::ended(&mut own) => break status.and_then(|status| bail!("etcd ended with {status}")),
-        }
+    let mut sidecars = Sidecars::default();
+    let ended = tokio::select! {
+        () = end.signal() => Ok(()),
+        ended = follow(&options, &url, &mut folder, &mut own, &mut sidecars) => ended,
     };
     println!("stopping");
     sidecars.stop().await;
@@ -103,4 +94,55 @@ async fn serve(options: Options) -> Result<()> {
         own.stop().await;
     }
     ended
+}
+
+/// Brings everything up, then follows the folder until something ends that should not.
+async fn follow(
+    options: &Options,
+    url: &str,
+    folder: &mut Folder,
+    own: &mut Option<Etcd>,
+    sidecars: &mut Sidecars,
+) -> Result<()> {
+    let admin = Admin::connect(AdminConfig { endpoints: vec![url.to_owned()], ..AdminConfig::default() })
+        .await
+        .with_context(|| format!("etcd at {url}"))?;
+    println!("etcd      {url}{}", own.as_ref().map_or(String::new(), Etcd::described));
+    let mut objects = Objects::begin(admin, &options.namespace).await?;
+    objects.follow(folder).await?;
+    sidecars.start(&options.sidecars, &options.namespace, url).await?;
+    println!("ready     look with: concordat get locks --etcd {url}; stop with Ctrl-C");
+    loop {
+        tokio::select! {
+            changed = folder.changed() => {
+                changed?;
+                objects.follow(folder).await?;
+            }
+            () = objects.again() => objects.follow(folder).await?,
+            ended = sidecars.ended() => println!("sidecar   {ended}; it is not started again"),
+            status = Etcd::ended(own) => bail!("etcd ended with {}", status?),
+        }
+    }
+}
+
+/// Ctrl-C, SIGTERM, and the end of the terminal.
+struct Ends([Signal; 3]);
+
+impl Ends {
+    fn listen() -> Result<Self> {
+        Ok(Self([
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn signal(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
 }

@@ -27,7 +27,18 @@ enum Command {
     /// Runs one sidecar: what `dev` starts for each `--sidecar`
     #[command(hide = true, disable_help_flag = true)]
     Sidecar {
+        /// Process id of `concordat dev`.
+        parent: i32,
         /// As of `concordat-sidecar`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Becomes the embedded etcd: what `dev` starts unless it is given one
+    #[command(hide = true, disable_help_flag = true)]
+    Etcd {
+        /// Process id of `concordat dev`.
+        parent: i32,
+        /// As of `etcd`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -35,7 +46,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Sidecar { arguments } => return dev::sidecar(arguments),
+        Command::Sidecar { parent, arguments } => return dev::sidecar(parent, arguments),
+        Command::Etcd { parent, arguments } => dev::become_etcd(parent, arguments),
         Command::Dev(options) => dev::run(options),
         Command::Get(options) => get::run(options),
     };

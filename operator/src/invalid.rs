@@ -67,6 +67,14 @@ pub(crate) fn dns_label(field: &str, text: &str) -> Result<(), Invalid> {
     })
 }
 
+/// The name of an object: DNS labels with dots between them, at most 253 characters.
+pub fn object_name(field: &str, name: &str) -> Result<(), Invalid> {
+    if name.len() > 253 {
+        return Err(Invalid::new(field, format!("must have at most 253 characters, not {}", name.len())));
+    }
+    name.split('.').try_for_each(|label| dns_label(field, label))
+}
+
 /// Something that is there once.
 pub(crate) fn unique<'a>(
     field: &str,

@@ -13,6 +13,7 @@ pub mod conditions;
 pub mod controller;
 pub mod etcd;
 pub mod events;
+pub mod immutable;
 pub mod invalid;
 pub mod kind;
 pub mod leader;

@@ -60,7 +60,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>, env: impl Fn(&str) -> Opti
 
 fn log(settings: &Settings) {
     let filter = EnvFilter::try_new(&settings.log).unwrap_or_default();
+    // A log that nobody reads any more must not end what is under way.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.log_internal_errors(false);
     match settings.log_format {
         LogFormat::Json => log.json().flatten_event(true).init(),
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -120,6 +120,12 @@ impl Process {
         self.wait().await
     }
 
+    /// Interrupts it as Ctrl-C does (SIGINT) and waits until it has ended.
+    pub async fn interrupt(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::INT)?;
+        self.wait().await
+    }
+
     /// Waits until it ends.
     pub async fn wait(&mut self) -> Result<ExitStatus> {
         let name = self.name.clone();
@@ -160,6 +166,16 @@ impl Process {
         let client = reqwest::Client::builder().timeout(PATIENCE).build()?;
         self.ready(&format!("answers {url}"), async || {
             client.get(url).send().await?.error_for_status()?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until it has written this.
+    pub async fn says(&mut self, text: &str) -> Result<()> {
+        let log = self.log.path().to_owned();
+        self.ready(&format!("says {text:?}"), async || {
+            ensure!(String::from_utf8_lossy(&fs::read(&log)?).contains(text), "it has not");
             Ok(())
         })
         .await

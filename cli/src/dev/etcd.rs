@@ -1,7 +1,10 @@
 //! The embedded etcd: the real one, from the crate `etcd-bin-vendored`.
 
 use std::{
+    ffi::OsString,
+    fs::File,
     net::TcpListener,
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -10,8 +13,9 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
+use super::guard;
 use crate::ETCD_PORT;
 
 /// How long it may take to start or to stop.
@@ -20,11 +24,20 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// So many ports are tried. All lie below those that Linux takes for outgoing connections.
 const PORTS: u16 = 1_000;
 
+/// etcd's own folder in that of the data.
+const DATA: &str = "data";
+/// Locked in the data's folder by the `dev` that uses it.
+const LOCK: &str = "dev.lock";
+/// How temporary folders are named.
+const TEMPORARY: &str = "concordat-dev-";
+
 /// A running etcd.
 pub(super) struct Etcd {
     child: Child,
     url: String,
     data: PathBuf,
+    /// Held as long as this lives.
+    _lock: File,
     temporary: Option<TempDir>,
 }
 
@@ -34,20 +47,24 @@ impl Etcd {
         let (data, temporary) = match data {
             Some(data) => (data, None),
             None => {
-                let folder = tempfile::Builder::new().prefix("concordat-dev-").tempdir()?;
-                (folder.path().join("etcd"), Some(folder))
+                remove_left();
+                let folder = tempfile::Builder::new().prefix(TEMPORARY).tempdir()?;
+                (folder.path().to_owned(), Some(folder))
             }
         };
         std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
-        // The lock file tells who has the data: etcd itself would wait for it in silence.
-        let log = std::fs::File::create(data.join("etcd.log"))?;
+        // etcd itself would wait for the data in silence, and it may: one whose `dev` was killed is about to end.
+        let lock = File::create(data.join(LOCK))?;
+        if lock.try_lock().is_err() {
+            bail!("--data: another `concordat dev` uses {}: stop it, or give another folder", data.display());
+        }
+        let log = File::create(data.join("etcd.log"))?;
         let client = port(ETCD_PORT)?;
         let peer = port(client + 1)?;
         let (url, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-        let program = etcd_bin_vendored::etcd_bin_path().map_err(|error| anyhow!("{error}"))?;
-        let child = Command::new(program)
+        let child = guard::subcommand("etcd")?
             .args(["--name=dev", "--log-level=warn"])
-            .arg(format!("--data-dir={}", data.join("data").display()))
+            .arg(format!("--data-dir={}", data.join(DATA).display()))
             .args([format!("--listen-client-urls={url}"), format!("--advertise-client-urls={url}")])
             .args([format!("--listen-peer-urls={peer}"), format!("--initial-advertise-peer-urls={peer}")])
             .arg(format!("--initial-cluster=dev={peer}"))
@@ -63,8 +80,8 @@ impl Etcd {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        let mut etcd = Self { child, url, data, temporary };
+            .context("cannot start etcd")?;
+        let mut etcd = Self { child, url, data, _lock: lock, temporary };
         etcd.healthy().await?;
         Ok(etcd)
     }
@@ -109,15 +126,41 @@ impl Etcd {
     }
 }
 
+/// Becomes etcd; returns only when that fails.
+pub(super) fn exec(arguments: Vec<OsString>) -> Result<()> {
+    let program = etcd_bin_vendored::etcd_bin_path().map_err(|error| anyhow!("{error}"))?;
+    let error = std::process::Command::new(program).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// Removes temporary folders whose `dev` was killed. What fails is tried again the next time.
+fn remove_left() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(TEMPORARY) || !folder.join(DATA).is_dir() {
+            continue;
+        }
+        let lock = File::open(folder.join(LOCK));
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
 /// Asks a child to end, and ends it when it does not.
 pub(super) async fn stop(child: &mut Child, patience: Duration) {
+    terminate(child);
+    if tokio::time::timeout(patience, child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+}
+
+/// Asks a child to end.
+pub(super) fn terminate(child: &Child) {
     if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
         let _ = kill_process(pid, Signal::TERM);
         // A frozen process hears nothing.
         let _ = kill_process(pid, Signal::CONT);
-    }
-    if tokio::time::timeout(patience, child.wait()).await.is_err() {
-        let _ = child.kill().await;
     }
 }
 

@@ -1,87 +1,157 @@
 //! What the operator does for a cluster's objects, for those of a folder: through its own functions.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use concordat_operator::{
-    cleanup, etcd::Term, kind::Kind, lock::Locks, metrics::Metrics, queue::Queues, transaction::Transactions,
+    cleanup,
+    etcd::{self, Term},
+    immutable,
+    kind::Kind,
+    lock::Locks,
+    metrics::Metrics,
+    queue::Queues,
+    transaction::Transactions,
 };
 use concordat_protocol::{Definition, Key, Now, Range, Record};
 use concordat_store::Admin;
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt, api::ObjectMeta};
 
-use super::manifests::Found;
+use super::manifests::{Folder, Found, Object};
 
 /// How long to wait before what a deleted object left is looked at again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+type Id = (concordat_protocol::Kind, String);
+type Defined = BTreeMap<Id, Definition>;
 
 /// The objects in force, and those being removed.
 pub(super) struct Objects {
     term: Term,
     namespace: String,
-    leaving: BTreeMap<(concordat_protocol::Kind, String), ObjectMeta>,
+    leaving: BTreeMap<Id, ObjectMeta>,
+    /// Whether etcd is what the folder was when it was last read.
+    applied: bool,
+    /// What was last said of each object, and of each malformed file.
+    said: BTreeMap<Id, String>,
+    malformed: BTreeMap<PathBuf, String>,
 }
 
 impl Objects {
     /// Takes over from whoever defined objects here before.
     pub(super) async fn begin(admin: Admin, namespace: &str) -> Result<Self> {
         let term = Term::begin(admin, "concordat dev", Arc::new(Metrics::default())).await?;
-        Ok(Self { term, namespace: namespace.into(), leaving: BTreeMap::new() })
+        let namespace = namespace.to_owned();
+        let (leaving, said, malformed) = Default::default();
+        Ok(Self { term, namespace, leaving, applied: true, said, malformed })
     }
 
-    /// Brings etcd to what the folder holds.
-    pub(super) async fn apply(&mut self, found: Found) -> Result<()> {
+    /// Brings etcd to what the folder holds. When etcd cannot be asked that is said and tried again; an error is an end.
+    pub(super) async fn follow(&mut self, folder: &mut Folder) -> Result<()> {
+        let applied = match folder.read() {
+            Ok(found) => self.apply(found).await,
+            Err(error) => Err(error),
+        };
+        self.applied = applied.is_ok();
+        match applied {
+            Err(error) if matches!(error.downcast_ref(), Some(etcd::Error::Superseded)) => {
+                Err(error.context("the objects here are another's now, a `concordat dev`'s or an operator's"))
+            }
+            Err(error) => {
+                eprintln!("manifests {error:#}; trying again");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn apply(&mut self, found: Found) -> Result<()> {
+        for (file, why) in &found.malformed {
+            if self.malformed.get(file) != Some(why) {
+                println!("manifest  {}  not taken: {why}", file.display());
+            }
+        }
+        self.malformed = found.malformed;
         let mut defined = self.defined().await?;
-        for object in found.locks {
-            self.put::<Locks>(object, &mut defined).await?;
+        let mut there = BTreeSet::new();
+        for object in found.objects {
+            there.insert(match object {
+                Object::Lock(object) => self.put::<Locks>(object, &mut defined).await?,
+                Object::Queue(object) => self.put::<Queues>(object, &mut defined).await?,
+                Object::Transaction(object) => self.put::<Transactions>(object, &mut defined).await?,
+                Object::Refused(kind, name, why) => {
+                    let id = (kind, name);
+                    self.not_in_force(&id, defined.remove(&id).is_some(), &why);
+                    id
+                }
+            });
         }
-        for object in found.queues {
-            self.put::<Queues>(object, &mut defined).await?;
-        }
-        for object in found.transactions {
-            self.put::<Transactions>(object, &mut defined).await?;
-        }
-        for ((kind, name), definition) in defined {
-            println!("{:<9} {name}  removed", word(kind));
-            let uid = Some(definition.uid);
-            let metadata = ObjectMeta {
-                name: Some(name.clone()),
-                namespace: Some(self.namespace.clone()),
-                uid,
-                ..ObjectMeta::default()
-            };
-            self.leaving.insert((kind, name), metadata);
+        self.said.retain(|id, _| there.contains(id));
+        if found.complete {
+            self.remove(defined);
         }
         self.collect().await
     }
 
-    /// Waits until it is time to collect what deleted objects left; for ever when nothing is left.
+    fn remove(&mut self, defined: Defined) {
+        for ((kind, name), definition) in defined {
+            println!("{:<9} {name}  removed", word(kind));
+            let metadata = ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(self.namespace.clone()),
+                uid: Some(definition.uid),
+                ..ObjectMeta::default()
+            };
+            self.leaving.insert((kind, name), metadata);
+        }
+    }
+
+    /// Says how an object stands, once.
+    fn say(&mut self, id: &Id, standing: String) {
+        if self.said.get(id) != Some(&standing) {
+            println!("{:<9} {}  {standing}", word(id.0), id.1);
+            self.said.insert(id.clone(), standing);
+        }
+    }
+
+    fn not_in_force(&mut self, id: &Id, runs: bool, why: &str) {
+        let stays = if runs { "; what runs stays as it was" } else { "" };
+        self.say(id, format!("not in force: {why}{stays}"));
+    }
+
+    /// Waits until it is time to apply the folder again: what deleted objects left is not removed yet, or etcd could not
+    /// be asked. For ever when there is no need to.
     pub(super) async fn again(&self) {
-        if self.leaving.is_empty() {
+        if self.applied && self.leaving.is_empty() {
             std::future::pending::<()>().await;
         }
         tokio::time::sleep(AGAIN).await;
     }
 
     /// Removes what deleted objects left, as far as it may go yet.
-    pub(super) async fn collect(&mut self) -> Result<()> {
-        for ((kind, name), metadata) in std::mem::take(&mut self.leaving) {
-            let awaited = match kind {
+    async fn collect(&mut self) -> Result<()> {
+        for (id, metadata) in self.leaving.clone() {
+            let awaited = match id.0 {
                 concordat_protocol::Kind::Lock => cleanup::pass::<Locks>(&self.term, &metadata).await?,
                 concordat_protocol::Kind::Queue => cleanup::pass::<Queues>(&self.term, &metadata).await?,
                 concordat_protocol::Kind::Transaction => {
                     cleanup::pass::<Transactions>(&self.term, &metadata).await?
                 }
             };
-            if awaited.is_some() {
-                self.leaving.insert((kind, name), metadata);
+            if awaited.is_none() {
+                self.leaving.remove(&id);
             }
         }
         Ok(())
     }
 
-    async fn defined(&self) -> Result<BTreeMap<(concordat_protocol::Kind, String), Definition>> {
+    async fn defined(&self) -> Result<Defined> {
         let found = self.term.admin().read(&self.namespace, vec![Range::Definitions]).await?;
         let definitions =
             found.reads.into_iter().flatten().filter_map(|entry| match (entry.key, entry.record) {
@@ -94,28 +164,28 @@ impl Objects {
     }
 
     /// Puts one object in force, and takes it off the list of what was defined before.
-    async fn put<K: Kind>(
-        &mut self,
-        mut object: K::Object,
-        defined: &mut BTreeMap<(concordat_protocol::Kind, String), Definition>,
-    ) -> Result<()> {
-        let name = object.name_any();
-        let before = defined.remove(&(K::KIND, name.clone()));
-        let settings = match K::compile(&object) {
+    async fn put<K: Kind>(&mut self, mut object: K::Object, defined: &mut Defined) -> Result<Id> {
+        let id = (K::KIND, object.name_any());
+        let mut before = defined.remove(&id);
+        let compiled = K::compile(&object).and_then(|settings| match &before {
+            Some(before) => immutable::keeps(&before.settings, &settings).map(|()| settings),
+            None => Ok(settings),
+        });
+        let settings = match compiled {
             Ok(settings) => settings,
             Err(invalid) => {
-                println!("{:<9} {name}  not in force: {invalid}", word(K::KIND));
-                return Ok(());
+                self.not_in_force(&id, before.is_some(), &invalid.to_string());
+                return Ok(id);
             }
         };
         // An object that comes back is another one: what it left before goes first.
-        if let Some(metadata) = self.leaving.remove(&(K::KIND, name.clone())) {
-            let awaited = cleanup::pass::<K>(&self.term, &metadata).await?;
-            if let Some(awaited) = awaited {
-                println!("{:<9} {name}  not in force yet: {awaited}", word(K::KIND));
-                self.leaving.insert((K::KIND, name), metadata);
-                return Ok(());
+        if let Some(metadata) = self.leaving.get(&id).cloned() {
+            if let Some(awaited) = cleanup::pass::<K>(&self.term, &metadata).await? {
+                self.say(&id, format!("not in force yet: {awaited}"));
+                return Ok(id);
             }
+            self.leaving.remove(&id);
+            before = None;
         }
         let (uid, generation) = match &before {
             Some(definition) if definition.settings == settings => {
@@ -131,24 +201,19 @@ impl Objects {
         let wanted = Definition { uid, generation, settings: settings.clone() };
         let revision = self
             .term
-            .define(&self.namespace, K::KIND, &name.as_str().into(), wanted.clone())
+            .define(&self.namespace, K::KIND, &id.1.as_str().into(), wanted)
             .await?
             .context("it was defined anew meanwhile")?;
-        if before.as_ref() != Some(&wanted) {
-            let standing = match K::unsupported(&object, &settings) {
-                Some(what) => format!("ModeNotSupported: {what} does not work yet"),
-                None => "ready".into(),
-            };
-            println!("{:<9} {name}  {standing}", word(K::KIND));
-        }
+        let standing = match K::unsupported(&object, &settings) {
+            Some(what) => format!("ModeNotSupported: {what} does not work yet"),
+            None => "ready".into(),
+        };
+        self.say(&id, if generation > 1 { format!("{standing}, generation {generation}") } else { standing });
         let state = K::look(self.term.admin(), &self.namespace, &object).await?;
         if let Some(plan) = K::begin(&object, &state, &settings, revision, now()) {
-            ensure!(
-                self.term.write(&self.namespace, plan).await.is_ok(),
-                "{name} could not be handed to the sidecars"
-            );
+            self.term.write(&self.namespace, plan).await?;
         }
-        Ok(())
+        Ok(id)
     }
 }
 

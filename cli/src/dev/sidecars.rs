@@ -2,15 +2,20 @@
 
 use std::{
     collections::BTreeSet,
+    net::TcpListener,
     process::{ExitStatus, Stdio},
     str::FromStr,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::process::{Child, Command};
+use reqwest::StatusCode;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::Child,
+};
 
-use super::etcd;
+use super::{etcd, guard};
 
 /// How long a sidecar may take to answer, or to drain.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,52 +43,51 @@ impl FromStr for Spec {
     }
 }
 
-/// Refuses sidecars that would be in each other's way.
+/// Refuses sidecars that would be in each other's way, or in another program's.
 pub(super) fn check(specs: &[Spec]) -> Result<()> {
     let mut ports = BTreeSet::new();
-    for spec in specs {
-        ensure!(ports.insert(spec.port), "--sidecar: two sidecars want port {}", spec.port);
+    for Spec { app, port, .. } in specs {
+        ensure!(ports.insert(port), "--sidecar: two sidecars want port {port}");
+        TcpListener::bind(("127.0.0.1", *port))
+            .with_context(|| format!("--sidecar: port {port} is not free for {app}: give it another"))?;
     }
     Ok(())
 }
 
 /// Running sidecars.
+#[derive(Default)]
 pub(super) struct Sidecars(Vec<(Spec, Child)>);
 
 impl Sidecars {
     /// Starts all of them, and waits until each serves.
-    pub(super) async fn start(specs: &[Spec], namespace: &str, etcd: &str) -> Result<Self> {
-        let program = std::env::current_exe()?;
-        let mut sidecars = Self(Vec::new());
+    pub(super) async fn start(&mut self, specs: &[Spec], namespace: &str, etcd: &str) -> Result<()> {
         for (number, spec) in specs.iter().enumerate() {
-            let child = Command::new(&program)
-                .args(["sidecar", "--namespace", namespace, "--app", &spec.app])
+            let mut child = guard::subcommand("sidecar")?
+                .args(["--namespace", namespace, "--app", &spec.app])
                 .args(["--pod", &format!("{}-{number}", spec.app), "--app-port", &spec.app_port.to_string()])
-                .args([
-                    "--api-port",
-                    &spec.port.to_string(),
-                    "--admin-port",
-                    "0",
-                    "--admin-address",
-                    "127.0.0.1",
-                ])
+                .args(["--api-port", &spec.port.to_string()])
+                .args(["--admin-port", "0", "--admin-address", "127.0.0.1"])
                 .args(["--etcd-endpoints", etcd, "--log", "warn"])
                 .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
                 // Ctrl-C goes to the whole group: sidecars end when told, before etcd does.
                 .process_group(0)
                 .kill_on_drop(true)
                 .spawn()
-                .with_context(|| format!("cannot start {}", program.display()))?;
-            sidecars.0.push((spec.clone(), child));
+                .context("cannot start a sidecar")?;
+            tokio::spawn(log(spec.app.clone(), child.stdout.take()));
+            tokio::spawn(log(spec.app.clone(), child.stderr.take()));
+            self.0.push((spec.clone(), child));
         }
-        for (spec, child) in &mut sidecars.0 {
+        for (spec, child) in &mut self.0 {
             serves(spec, child).await?;
             let (Spec { app, port, app_port }, pid) = (&spec, child.id().unwrap_or_default());
             println!(
                 "sidecar   {app}  http://127.0.0.1:{port}  calls its app on 127.0.0.1:{app_port}  pid {pid}"
             );
         }
-        Ok(sidecars)
+        Ok(())
     }
 
     /// Waits until one of them ends by itself, and says which; for ever when none is left.
@@ -101,9 +105,21 @@ impl Sidecars {
 
     /// Stops all of them: each lets go what it holds.
     pub(super) async fn stop(mut self) {
+        for (_, child) in &self.0 {
+            etcd::terminate(child);
+        }
         for (_, child) in &mut self.0 {
             etcd::stop(child, PATIENCE).await;
         }
+    }
+}
+
+/// Prints what a sidecar writes, each line with its app's name.
+async fn log(app: String, output: Option<impl AsyncRead + Unpin>) {
+    let Some(output) = output else { return };
+    let mut lines = BufReader::new(output).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
+        println!("{app:<9} | {}", String::from_utf8_lossy(&line));
     }
 }
 
@@ -112,9 +128,10 @@ fn said(spec: &Spec, status: ExitStatus) -> String {
 }
 
 async fn serves(spec: &Spec, child: &mut Child) -> Result<()> {
-    let url = format!("http://127.0.0.1:{}/openapi.json", spec.port);
+    // Its health is on a port that nobody knows. Until it has read what is defined, it answers whoever asks 503.
+    let url = format!("http://127.0.0.1:{}/v1/queues/-", spec.port);
     let answers = async {
-        while reqwest::get(&url).await.and_then(reqwest::Response::error_for_status).is_err() {
+        while reqwest::get(&url).await.map_or(true, |told| told.status() == StatusCode::SERVICE_UNAVAILABLE) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

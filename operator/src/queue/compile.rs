@@ -6,7 +6,7 @@ use concordat_crds::{
 };
 use concordat_protocol::queue::{Mode, OnFull, Ordering, Settings};
 
-use crate::invalid::{Invalid, dns_label, duration, hours, seconds, within};
+use crate::invalid::{Invalid, duration, hours, object_name, seconds, within};
 
 const NONE: Duration = seconds(0);
 const YEAR: Duration = hours(8760);
@@ -95,10 +95,7 @@ fn dead_letter_queue<'a>(object: &Queue, name: &'a str) -> Result<Option<&'a str
             "must name another queue: a queue cannot be its own dead letter queue",
         ));
     }
-    if name.len() > 253 {
-        return Err(Invalid::new(FIELD, format!("must have at most 253 characters, not {}", name.len())));
-    }
-    name.split('.').try_for_each(|label| dns_label(FIELD, label))?;
+    object_name(FIELD, name)?;
     Ok(Some(name))
 }
 
