@@ -2,7 +2,6 @@
 //! and no namespace ever finishes deleting.
 
 pub(crate) mod pki;
-mod server;
 
 use std::{
     env, fs,
@@ -24,11 +23,8 @@ use kube::{
 };
 use tokio::sync::OnceCell;
 
-use self::{
-    pki::{Authority, Identity},
-    server::Server,
-};
-use crate::process::free_port;
+use self::pki::{Authority, Identity};
+use crate::process::{Process, folder, free_port};
 
 /// The script that builds kube-apiserver; it names the version.
 const BUILD: &str = include_str!("../kubernetes/build");
@@ -41,9 +37,9 @@ pub struct Cluster {
     program: PathBuf,
     port: u16,
     /// None while it is stopped.
-    api_server: Option<Server>,
+    api_server: Option<Process>,
     etcd_url: String,
-    _etcd: Server,
+    _etcd: Process,
 }
 
 impl Cluster {
@@ -154,7 +150,7 @@ impl Namespace<'_> {
 impl Drop for Namespace<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            let log = self.cluster.api_server.as_ref().map(Server::log_tail).unwrap_or_default();
+            let log = self.cluster.api_server.as_ref().map(Process::log_tail).unwrap_or_default();
             eprintln!("namespace {}; kube-apiserver's log ends:\n{log}", self.name);
         }
     }
@@ -172,33 +168,27 @@ async fn retry<T>(start: impl AsyncFn() -> Result<T>) -> Result<T> {
     Err(last)
 }
 
-async fn start_etcd() -> Result<(Server, String)> {
-    let folder = tempfile::Builder::new().prefix("concordat-kube-etcd-").tempdir()?.keep();
+async fn start_etcd() -> Result<(Process, String)> {
+    let folder = folder("kube-etcd")?;
     let program = etcd_bin_vendored::etcd_bin_path().map_err(|error| anyhow!("{error}"))?;
     let url = format!("http://127.0.0.1:{}", free_port()?);
     let peer = format!("http://127.0.0.1:{}", free_port()?);
     let mut command = Command::new(program);
     command
         .args(["--name=kube", "--unsafe-no-fsync", "--log-level=warn"])
-        .arg(format!("--data-dir={}", folder.join("data").display()))
+        .arg(format!("--data-dir={}", folder.path().join("data").display()))
         .args([format!("--listen-client-urls={url}"), format!("--advertise-client-urls={url}")])
         .args([format!("--listen-peer-urls={peer}"), format!("--initial-advertise-peer-urls={peer}")])
         .arg(format!("--initial-cluster=kube={peer}"));
-    let mut server = Server::start(command, &folder)?;
-    let health = format!("{url}/health");
-    server
-        .ready(async || {
-            reqwest::get(&health).await?.error_for_status()?;
-            Ok(())
-        })
-        .await?;
+    let mut server = Process::start_in(folder, "kube-etcd", command)?;
+    server.answers(&format!("{url}/health")).await?;
     Ok((server, url))
 }
 
-async fn start_api_server(program: &Path, authority: &Authority, etcd: &str, port: u16) -> Result<Server> {
-    let folder = tempfile::Builder::new().prefix("concordat-kube-apiserver-").tempdir()?.keep();
+async fn start_api_server(program: &Path, authority: &Authority, etcd: &str, port: u16) -> Result<Process> {
+    let folder = folder("kube-apiserver")?;
     let file = |name: &str, text: &str| {
-        let path = folder.join(name);
+        let path = folder.path().join(name);
         fs::write(&path, text)?;
         Ok::<_, std::io::Error>(path.display().to_string())
     };
@@ -224,10 +214,10 @@ async fn start_api_server(program: &Path, authority: &Authority, etcd: &str, por
         format!("--service-account-key-file={certificate}"),
         format!("--service-account-signing-key-file={key}"),
     ]);
-    let mut server = Server::start(command, &folder)?;
+    let mut server = Process::start_in(folder, "kube-apiserver", command)?;
     let admin = client(&kubeconfig(authority, port, "admin", Some("system:masters"))?).await?;
     server
-        .ready(async || {
+        .ready("is ready", async || {
             let answer = admin.request_text(axum::http::Request::get("/readyz").body(Vec::new())?).await?;
             ensure!(answer == "ok", "/readyz says {answer}");
             Ok(())

@@ -17,17 +17,19 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use tempfile::NamedTempFile;
+use tempfile::TempDir;
 
 /// How long [`eventually`] waits: for a machine that is busy with other builds. Never a measure of anything.
 const PATIENCE: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_millis(20);
 /// Where servers of tests listen.
 const PORTS: Range<u16> = 10_000..32_000;
-/// So much of a log is shown.
+/// The file of a process's folder that its output goes to, and how many lines of it are shown.
+const LOG: &str = "log";
 const TAIL: usize = 100;
-/// Ends the process when its standard input ends, as it does with this process, however that ends.
-const REAPER: &str = r#"cat >/dev/null; kill -KILL "$0""#;
+/// Ends the process and removes its folder when its standard input ends, as it does with this process, however that
+/// ends: statics are never dropped.
+const REAPER: &str = r#"cat >/dev/null; kill -KILL "$0"; rm -rf "$1""#;
 
 /// Tries until it succeeds; fails with the last error when that takes more than a generous limit. For all that a test
 /// would otherwise sleep for.
@@ -61,29 +63,44 @@ pub fn free_port() -> Result<u16> {
     bail!("no port of {PORTS:?} is free")
 }
 
-/// A child process with its output in a file. Dropping it kills it, and shows the end of its output where the test
-/// harness shows a test's own: when the test failed.
+/// A new temporary folder for a process of this name.
+pub fn folder(name: &str) -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix(&format!("concordat-{name}-")).tempdir()?)
+}
+
+/// A child process with its output in a file of a folder that goes with it. Dropping it kills it, and shows the end of
+/// its output where the test harness shows a test's own: when the test failed.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     child: Child,
     reaper: Child,
-    log: NamedTempFile,
+    folder: TempDir,
 }
 
 impl Process {
     /// Starts `command` under a name for people.
-    pub fn start(name: &str, mut command: Command) -> Result<Self> {
-        let log = NamedTempFile::with_prefix(format!("concordat-{name}-"))?;
-        let output = File::options().append(true).open(log.path())?;
+    pub fn start(name: &str, command: Command) -> Result<Self> {
+        Self::start_in(folder(name)?, name, command)
+    }
+
+    /// The same with a [`folder`] that holds what the command needs, and that nobody else uses.
+    pub fn start_in(folder: TempDir, name: &str, mut command: Command) -> Result<Self> {
+        let output = File::options().create(true).append(true).open(folder.path().join(LOG))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
         let reaper = Command::new("sh")
             .args(["-c", REAPER, &child.id().to_string()])
+            .arg(folder.path())
             .stdin(Stdio::piped())
             .spawn()
             .context("starting a shell")?;
-        Ok(Self { name: name.to_owned(), child, reaper, log })
+        Ok(Self { name: name.to_owned(), child, reaper, folder })
+    }
+
+    /// The folder that goes with it.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Its process id.
@@ -183,11 +200,11 @@ impl Process {
 
     /// All that it wrote.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.log.path()).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(&fs::read(self.folder.path().join(LOG)).unwrap_or_default()).into_owned()
     }
 
     /// The last lines of it.
-    fn log_tail(&self) -> String {
+    pub fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(TAIL)..].join("\n")

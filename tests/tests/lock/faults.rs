@@ -14,11 +14,12 @@ const STEPS: [&str; 4] =
 
 /// Takes and releases a key through a sidecar that meets its end, or a pause, at one of the steps; then another takes it.
 async fn meets(world: &World, step: &str, fate: &str) -> Result<()> {
-    let options = Options { failpoints: Some(format!("{step}=1*return({fate})")), ..Options::default() };
+    let failpoints = Some(format!("{step}=1*return({fate})"));
+    let options = Options { failpoints, victim: true, ..Options::default() };
     let (mut struck, other) = (world.sidecar_with("struck", options).await?, world.sidecar("other").await?);
     let key = step;
     let calls = async {
-        let grant = world.acquire(&struck, &format!("orders/{key}"), json!({})).await?;
+        let grant = world.acquire(&struck, &format!("orders/{key}"), json!({"ttl": "4s"})).await?;
         if grant.status == StatusCode::OK {
             world.write(grant.fence());
             world.release(&struck, key, &grant).await?;
@@ -78,8 +79,9 @@ async fn a_sidecar_frozen_past_its_ttl_at_any_step_takes_nothing_from_the_next()
 #[tokio::test]
 async fn a_holder_and_a_waiter_frozen_past_their_session_are_told_and_fenced_off() -> Result<()> {
     let world = World::one().await?;
-    let (a, b) = (world.sidecar("a").await?, world.sidecar("b").await?);
-    let stale = world.acquire(&a, "orders/k", json!({})).await?;
+    let a = world.sidecar_with("a", Options { victim: true, ..Options::default() }).await?;
+    let b = world.sidecar("b").await?;
+    let stale = world.acquire(&a, "orders/k", json!({"ttl": "4s"})).await?;
     assert!(world.write(stale.fence()));
     let held = world.acquire(&b, "orders/other", json!({"ttl": "1m"})).await?;
     let waiter = tokio::spawn(a.request(Method::POST, "/v1/locks/orders/other?wait=2m").send());
@@ -133,10 +135,11 @@ async fn a_lost_leader_of_etcd_costs_no_exclusion() -> Result<()> {
 async fn away_from_etcd_nothing_is_held_and_nothing_is_guessed() -> Result<()> {
     let world = World::one().await?;
     let proxy = Proxy::start(world.etcd.address(0)).await?;
-    let cut_off =
-        world.sidecar_with("cut-off", Options { etcd: Some(proxy.endpoint()), ..Options::default() }).await?;
+    let options = Options { etcd: Some(proxy.endpoint()), victim: true, ..Options::default() };
+    let cut_off = world.sidecar_with("cut-off", options).await?;
     let other = world.sidecar("other").await?;
-    let grant = world.acquire(&cut_off, "orders/k", json!({"renew": true, "maxHold": "10m"})).await?;
+    let grant =
+        world.acquire(&cut_off, "orders/k", json!({"ttl": "4s", "renew": true, "maxHold": "10m"})).await?;
     assert_eq!(grant.status, StatusCode::OK);
     proxy.swallow();
     eventually("the loss is told", async || {

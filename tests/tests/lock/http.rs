@@ -21,7 +21,7 @@ async fn a_lock_is_taken_shown_renewed_and_let_go() -> Result<()> {
     assert_eq!(grant.status, StatusCode::OK, "{grant:?}");
     assert_eq!(grant.token().len(), 32);
     assert!(grant.fence() > 0 && grant.fence() < 1 << 53);
-    assert!(grant.body["expiresInMs"].as_u64().is_some_and(|ms| ms > 0 && ms <= 4_000), "{grant:?}");
+    assert!(grant.body["expiresInMs"].as_u64().is_some_and(|ms| ms > 0 && ms <= settings().ttl), "{grant:?}");
     assert!(grant.body["waitedMs"].is_u64());
 
     let shown = sidecar.get("/v1/locks/orders/c42").await?;
@@ -182,8 +182,8 @@ async fn a_repeat_with_its_idempotency_key_is_the_same_grant() -> Result<()> {
 async fn a_grant_that_is_not_renewed_ends_and_is_said_to_be_lost() -> Result<()> {
     let world = World::one().await?;
     let sidecar = world.sidecar("a").await?;
-    let short = world.acquire(&sidecar, "orders/short", json!({"ttl": "2s"})).await?;
-    let kept = json!({"ttl": "2s", "renew": true, "maxHold": "4s"});
+    let short = world.acquire(&sidecar, "orders/short", json!({"ttl": "4s"})).await?;
+    let kept = json!({"ttl": "4s", "renew": true, "maxHold": "20s"});
     let kept = world.acquire(&sidecar, "orders/kept", kept).await?;
     world.is_free("short").await?;
     assert!(world.holder("kept").await?.is_some(), "it renews itself past its ttl");

@@ -52,6 +52,8 @@ pub(crate) struct Options {
     pub(crate) etcd: Option<String>,
     /// What happens at which fail point.
     pub(crate) failpoints: Option<String>,
+    /// It will come to harm: its session is soon over then.
+    pub(crate) victim: bool,
 }
 
 /// What was answered.
@@ -81,7 +83,7 @@ pub(crate) fn settings() -> concordat_protocol::lock::Settings {
         mode: Mode::CompareAndSwap,
         sharing: Sharing::Mutex,
         permits: 1,
-        ttl: 4_000,
+        ttl: 60_000,
         lock_delay: 0,
         max_hold: 0,
         max_wait: 120_000,
@@ -139,12 +141,15 @@ impl World {
         let etcd = options.etcd.unwrap_or_else(|| self.etcd.endpoints().join(","));
         let mut command = Command::new(binary_with("concordat-sidecar", &["concordat-sidecar/failpoints"])?);
         command
-            .args(["--namespace", NAMESPACE, "--app", "shop", "--pod", pod, "--session-ttl", "4s"])
+            .args(["--namespace", NAMESPACE, "--app", "shop", "--pod", pod])
             .args(["--api-port", &api.to_string(), "--admin-port", &admin.to_string()])
             .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &etcd])
             .args(["--log", "info,concordat_sidecar=debug"]);
         if let Some(points) = options.failpoints {
             command.env("FAILPOINTS", points);
+        }
+        if options.victim {
+            command.args(["--session-ttl", "4s"]);
         }
         let mut process = Process::start(pod, command)?;
         let admin = format!("http://127.0.0.1:{admin}");

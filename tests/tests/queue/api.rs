@@ -401,8 +401,14 @@ async fn without_space_consumers_can_still_drain() -> Result<()> {
     .await?;
     // Part of the segment cannot be acknowledged alone; with the last message all of it can.
     let (early, late) = received.split_at(2);
+    let refusals = || sidecar.process.log().matches("a plan was not applied").count();
+    let before = refusals();
     let (early, late) = tokio::join!(sidecar.ack(early), async {
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        eventually("etcd to refuse a part", async || {
+            ensure!(refusals() > before, "it was not asked yet");
+            Ok(())
+        })
+        .await?;
         sidecar.ack(late).await
     });
     assert_eq!((early?, late?), (vec!["ok".to_owned(), "ok".to_owned()], vec!["ok".to_owned()]));

@@ -103,15 +103,18 @@ impl World {
         self.sidecar_with(name, None).await
     }
 
-    /// A sidecar with fail points, as the variable `FAILPOINTS` says them.
+    /// A sidecar with fail points, as the variable `FAILPOINTS` says them, whose session is soon over then.
     pub(crate) async fn sidecar_with(&self, name: &str, failpoints: Option<&str>) -> Result<Sidecar> {
         let (api, admin) = (free_port()?, free_port()?);
         let mut command = Command::new(program(failpoints.is_some())?);
         command
-            .args(["--namespace", NAMESPACE, "--app", name, "--pod", name, "--session-ttl", "3s"])
+            .args(["--namespace", NAMESPACE, "--app", name, "--pod", name])
             .args(["--api-port", &api.to_string(), "--admin-port", &admin.to_string()])
             .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &self.etcd.endpoints().join(",")])
-            .env("FAILPOINTS", failpoints.unwrap_or_default());
+            .args(["--log", "info,concordat_sidecar=debug"]);
+        if let Some(failpoints) = failpoints {
+            command.args(["--session-ttl", "3s"]).env("FAILPOINTS", failpoints);
+        }
         let mut process = Process::start(name, command)?;
         process.answers(&format!("http://127.0.0.1:{admin}/ready")).await?;
         let base = format!("http://127.0.0.1:{api}/v1/queues");

@@ -91,7 +91,7 @@ impl World {
         let (api, admin) = (free_port()?, free_port()?);
         let mut command = Command::new(binary("concordat-sidecar")?);
         command
-            .args(["--namespace", NAMESPACE, "--app", "shop", "--pod", "shop-0", "--session-ttl", "4s"])
+            .args(["--namespace", NAMESPACE, "--app", "shop", "--pod", "shop-0"])
             .args(["--api-port", &api.to_string(), "--admin-port", &admin.to_string()])
             .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &self.etcd.endpoints().join(",")])
             .args(flags);

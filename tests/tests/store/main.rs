@@ -19,10 +19,10 @@ use concordat_store::{
 };
 use parking_lot::Mutex;
 
-/// A configuration whose time-outs suit a machine that does nothing else.
+/// A configuration whose time-outs a busy machine keeps and a test can wait for.
 fn config(endpoints: impl IntoIterator<Item = String>) -> Config {
     let session = Session { pod: "pod".into(), app: "app".into(), accepts: true };
-    Config { request_timeout: 1_500, ..Config::new(endpoints, "test", session) }
+    Config { request_timeout: 3_000, ..Config::new(endpoints, "test", session) }
 }
 
 async fn connect(endpoint: String) -> Store {

@@ -1,8 +1,10 @@
 //! Answers that get lost: what the store says afterwards is what happened.
 
+use std::sync::Arc;
+
 use concordat_protocol::Plan;
 use concordat_store::{CommitError, Config, Store, observer::Purpose};
-use concordat_tests::{etcd::Etcd, proxy::Proxy};
+use concordat_tests::{etcd::Etcd, process::eventually, proxy::Proxy};
 use futures::future::join_all;
 
 use crate::{Counting, change, config, connect, key, revision_of};
@@ -17,7 +19,7 @@ async fn whichever_reply_is_dropped_every_answer_is_true() {
     let mut withdrawn_or_found = 0;
     for nth in 1..=REPLIES {
         let proxy = Proxy::start(etcd.address(0)).await.unwrap();
-        let counting = std::sync::Arc::new(Counting::default());
+        let counting = Arc::new(Counting::default());
         let settings = Config { observer: counting.clone(), ..config([proxy.endpoint()]) };
         let store = Store::connect(settings).await.unwrap();
         proxy.drop_reply(nth);
@@ -52,13 +54,20 @@ async fn a_commit_that_lands_after_it_was_given_up_is_found_or_never_lands() {
     let etcd = Etcd::start().await.unwrap();
     let outside = connect(etcd.endpoint(0)).await;
     let proxy = Proxy::start(etcd.address(0)).await.unwrap();
-    let settings = Config { session_ttl: 60_000, request_timeout: 300, ..config([proxy.endpoint()]) };
+    let counting = Arc::new(Counting::default());
+    let settings = Config { session_ttl: 60_000, observer: counting.clone(), ..config([proxy.endpoint()]) };
     let store = Store::connect(settings).await.unwrap();
     for round in 0..5 {
         let name = format!("late{round}");
+        counting.take(Purpose::Commit);
         proxy.hold();
         let release = async {
-            tokio::time::sleep(std::time::Duration::from_millis(900)).await;
+            eventually("the commit is given up", async || {
+                anyhow::ensure!(!counting.take(Purpose::Commit).is_empty(), "it is waited for");
+                Ok(())
+            })
+            .await
+            .unwrap();
             proxy.heal();
         };
         let (answer, ()) = tokio::join!(store.commit(change(&name, 0)), release);
@@ -78,12 +87,7 @@ async fn a_commit_that_lands_after_it_was_given_up_is_found_or_never_lands() {
 async fn an_answer_that_cannot_be_found_is_called_unknown() {
     let etcd = Etcd::start().await.unwrap();
     let proxy = Proxy::start(etcd.address(0)).await.unwrap();
-    let settings = Config {
-        session_ttl: 60_000,
-        request_timeout: 300,
-        resolve_timeout: 1_000,
-        ..config([proxy.endpoint()])
-    };
+    let settings = Config { session_ttl: 60_000, resolve_timeout: 6_000, ..config([proxy.endpoint()]) };
     let store = Store::connect(settings).await.unwrap();
     proxy.swallow();
     let sent = store.commit(change("a", 0)).await;

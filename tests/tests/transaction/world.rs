@@ -89,7 +89,8 @@ impl World {
         Ok(answer.reads[0][0].create_revision)
     }
 
-    /// Starts a sidecar of an app (`p`, `q` or any other, which takes no part), with fail points.
+    /// Starts a sidecar of an app (`p`, `q` or any other, which takes no part), with fail points if any; its session is soon over
+    /// then.
     pub(crate) async fn start(&self, app: &str, failpoints: &str) -> Result<Pod> {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{app}-{number}", self.namespace);
@@ -99,8 +100,11 @@ impl World {
             .args(["--namespace", &self.namespace, "--app", app, "--pod", &name])
             .args(["--api-port", &port.to_string(), "--admin-port", &admin.to_string()])
             .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &self.endpoint])
-            .args(["--session-ttl", "3s", "--log", "info,concordat_sidecar=debug"])
+            .args(["--log", "info,concordat_sidecar=debug"])
             .env("FAILPOINTS", failpoints);
+        if !failpoints.is_empty() {
+            command.args(["--session-ttl", "3s"]);
+        }
         let app_port = match app {
             "p" => Some(self.p.port),
             "q" => Some(self.q.port),
