@@ -190,7 +190,7 @@ impl Process {
 
     /// Waits until it has written this.
     pub async fn says(&mut self, text: &str) -> Result<()> {
-        let log = self.log.path().to_owned();
+        let log = self.folder.path().join(LOG);
         self.ready(&format!("says {text:?}"), async || {
             ensure!(String::from_utf8_lossy(&fs::read(&log)?).contains(text), "it has not");
             Ok(())
