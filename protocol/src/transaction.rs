@@ -169,6 +169,8 @@ pub struct Transaction {
     pub reason: String,
     /// Its branches, in the declared order.
     pub branches: Vec<BranchRecord>,
+    /// `traceparent` of whoever began it (W3C Trace Context), empty for none: calls to participants are its children.
+    pub traceparent: String,
 }
 
 /// An operation for a participant.
@@ -188,6 +190,8 @@ pub struct Work {
     pub attempts: u32,
     /// What the last one met with.
     pub last_error: String,
+    /// That of its transaction.
+    pub traceparent: String,
 }
 
 /// A vote or acknowledgement, or what a person wants.

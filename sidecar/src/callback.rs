@@ -19,6 +19,8 @@ use hyper_util::{
 };
 use serde::de::IgnoredAny;
 
+use crate::api::trace::TraceParent;
+
 /// How long a call that has timed out is still waited for: until the app has answered or closed its connection, so that
 /// the next operation does not meet with it, but not for ever.
 const LINGER: Duration = Duration::from_secs(10);
@@ -90,7 +92,11 @@ fn request(
 ) -> Result<Request<Full<Bytes>>, http::Error> {
     let path = call.work.participant.path.trim_end_matches('/');
     let uri = format!("http://127.0.0.1:{port}{path}/{}", name(call.work.operation));
-    Request::builder()
+    let mut request = Request::builder();
+    if let Some(parent) = TraceParent::parse(&call.work.traceparent) {
+        request = request.header("traceparent", parent.child().as_str());
+    }
+    request
         .method(Method::POST)
         .uri(uri)
         .header(header::CONTENT_TYPE, "application/json")

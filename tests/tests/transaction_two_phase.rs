@@ -6,5 +6,7 @@ mod app;
 mod commit;
 #[path = "transaction/faults.rs"]
 mod faults;
+#[path = "transaction/trace.rs"]
+mod trace;
 #[path = "transaction/world.rs"]
 mod world;

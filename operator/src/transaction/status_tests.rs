@@ -57,6 +57,7 @@ fn transaction(name: &str, decision: Option<Decision>, stages: [Stage; 2]) -> Tr
         decision,
         reason: String::new(),
         branches,
+        traceparent: String::new(),
     }
 }
 
@@ -116,6 +117,7 @@ fn work(branch: &str, attempts: u32, last_error: &str) -> Entry {
         transaction: 0,
         attempts,
         last_error: last_error.into(),
+        traceparent: String::new(),
     };
     entry(key, record)
 }

@@ -71,6 +71,7 @@ pub fn new(name: Name, settings: &Settings, definition: i64, input: String, now:
         decision: None,
         reason: String::new(),
         branches,
+        traceparent: String::new(),
     }
 }
 
@@ -121,6 +122,7 @@ impl Transaction {
             transaction: 0,
             attempts: 0,
             last_error: String::new(),
+            traceparent: self.traceparent.clone(),
         })
     }
 

@@ -17,9 +17,12 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// A caller's `traceparent` (W3C Trace Context), to be handed on as it is.
+/// A caller's `traceparent` (W3C Trace Context, version 00; what later versions add is left out).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceParent(Arc<str>);
+
+/// The one flag that is handed on: the caller may have recorded this trace.
+const SAMPLED: u8 = 1;
 
 tokio::task_local! {
     static CURRENT: Option<TraceParent>;
@@ -36,9 +39,19 @@ impl TraceParent {
         &self.0
     }
 
-    /// One that is malformed is as good as none: the standard asks to start anew, not to refuse.
+    /// The parent of what is called on its behalf: the same trace, a span of its own, sampled alike.
+    pub fn child(&self) -> Self {
+        let flags = self.0.get(53..).and_then(|flags| u8::from_str_radix(flags, 16).ok()).unwrap_or_default();
+        let span = rand::random_range(1..=u64::MAX);
+        Self(format!("00-{}-{span:016x}-{:02x}", self.trace_id(), flags & SAMPLED).into())
+    }
+
     fn of(headers: &HeaderMap) -> Option<Self> {
-        let text = headers.get("traceparent")?.to_str().ok()?;
+        Self::parse(headers.get("traceparent")?.to_str().ok()?)
+    }
+
+    /// One that is malformed is as good as none: the standard asks to start anew, not to refuse.
+    pub fn parse(text: &str) -> Option<Self> {
         let mut fields = text.split('-');
         let lengths = [2, 32, 16, 2];
         let hex = |field: &str| field.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -49,7 +62,8 @@ impl TraceParent {
         let known = version != "ff" && (version != "00" || fields.next().is_none());
         let zeroed = text.get(3..35)?.bytes().all(|byte| byte == b'0')
             || text.get(36..52)?.bytes().all(|byte| byte == b'0');
-        (well_formed && known && !zeroed).then(|| Self(text.into()))
+        let fields = text.get(2..55).filter(|_| well_formed && known && !zeroed)?;
+        Some(Self(format!("00{fields}").into()))
     }
 
     fn trace_id(&self) -> &str {
@@ -118,7 +132,7 @@ mod tests {
     fn a_malformed_parent_is_as_good_as_none() {
         assert_eq!(parsed(PARENT).unwrap().trace_id(), "0af7651916cd43dd8448eb211c80319c");
         assert!(
-            parsed(&format!("01{}-later", &PARENT[2..])).is_some(),
+            parsed(&format!("01{}-later", &PARENT[2..])) == parsed(PARENT),
             "later versions may have more fields"
         );
         for text in [
@@ -134,6 +148,18 @@ mod tests {
         ] {
             assert_eq!(parsed(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_child_is_another_span_of_the_same_trace() {
+        let parent = TraceParent::parse(PARENT).unwrap();
+        let child = parent.child();
+        assert_eq!(TraceParent::parse(child.as_str()).as_ref(), Some(&child));
+        assert_eq!((child.trace_id(), &child.as_str()[53..]), (parent.trace_id(), "01"));
+        assert_ne!(child, parent);
+        assert_ne!(child, parent.child());
+        let unsampled = TraceParent::parse(&PARENT.replace("-01", "-fe")).unwrap().child();
+        assert_eq!(&unsampled.as_str()[53..], "00", "a flag that nobody knows is not handed on");
     }
 
     #[tokio::test]

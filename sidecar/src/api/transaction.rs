@@ -21,7 +21,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::request::{Of, One, OneBranch, Page, Skip, Wait, id, id_to_begin};
 use crate::{
-    api::extract::{self, Params, Raw, Segments},
+    api::{
+        extract::{self, Params, Raw, Segments},
+        trace::TraceParent,
+    },
     context::Context,
     engine::transaction::{Begin, Outcome, View},
     problem::{Document, Problem},
@@ -79,7 +82,8 @@ async fn begin(
         return Err(Problem::too_large(format!("a transaction's input has at most {MAX_INPUT} bytes")));
     }
     let input = extract::json_text(&body)?;
-    let begin = Begin { id, name, input, defined };
+    let traceparent = TraceParent::current().map(|parent| parent.as_str().to_owned()).unwrap_or_default();
+    let begin = Begin { id, name, input, traceparent, defined };
     context.transactions.begin(&begin, begun_until).await?;
     let view = context.transactions.decided(&begin.id, until).await?;
     Ok(answer(view.ok_or_else(forgotten)?))

@@ -39,6 +39,8 @@ pub(super) struct Transaction {
     reason: String,
     #[prost(message, repeated, tag = "12")]
     branches: Vec<BranchRecord>,
+    #[prost(string, tag = "13")]
+    traceparent: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -81,6 +83,8 @@ pub(super) struct Work {
     attempts: u32,
     #[prost(string, tag = "7")]
     last_error: String,
+    #[prost(string, tag = "8")]
+    traceparent: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -166,6 +170,7 @@ impl From<&transaction::Transaction> for Transaction {
             decision,
             reason,
             branches,
+            traceparent,
         } = transaction;
         Self {
             name: name.to_string(),
@@ -180,6 +185,7 @@ impl From<&transaction::Transaction> for Transaction {
             decision: decision.map(Enumerated::number),
             reason: reason.clone(),
             branches: branches.iter().map(Into::into).collect(),
+            traceparent: traceparent.clone(),
         }
     }
 }
@@ -201,6 +207,7 @@ impl TryFrom<Transaction> for transaction::Transaction {
             decision: transaction.decision.map(Enumerated::of_number).transpose()?,
             reason: transaction.reason,
             branches: transaction.branches.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            traceparent: transaction.traceparent,
         })
     }
 }
@@ -245,6 +252,7 @@ impl From<&transaction::Work> for Work {
             transaction,
             attempts,
             last_error,
+            traceparent,
         } = work;
         Self {
             operation: operation.number(),
@@ -254,6 +262,7 @@ impl From<&transaction::Work> for Work {
             transaction: *transaction,
             attempts: *attempts,
             last_error: last_error.clone(),
+            traceparent: traceparent.clone(),
         }
     }
 }
@@ -262,7 +271,16 @@ impl TryFrom<Work> for transaction::Work {
     type Error = Error;
 
     fn try_from(work: Work) -> Result<Self, Error> {
-        let Work { operation, participant, input, coordinator, transaction, attempts, last_error } = work;
+        let Work {
+            operation,
+            participant,
+            input,
+            coordinator,
+            transaction,
+            attempts,
+            last_error,
+            traceparent,
+        } = work;
         Ok(Self {
             operation: transaction::Operation::of_number(operation)?,
             participant: participant.ok_or(Error::Missing("participant"))?.try_into()?,
@@ -271,6 +289,7 @@ impl TryFrom<Work> for transaction::Work {
             transaction,
             attempts,
             last_error,
+            traceparent,
         })
     }
 }

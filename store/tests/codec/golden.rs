@@ -17,6 +17,8 @@ use concordat_protocol::{
 };
 use concordat_store::record::{decode, encode};
 
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
 fn participant() -> Participant {
     Participant {
         name: "debit".into(),
@@ -111,6 +113,7 @@ fn records() -> Vec<(&'static str, Record)> {
                 transaction: 4_711,
                 attempts: 2,
                 last_error: "503".into(),
+                traceparent: TRACEPARENT.into(),
             }
             .into(),
         ),
@@ -146,6 +149,7 @@ fn records() -> Vec<(&'static str, Record)> {
                     attempts: 4,
                     notes: vec!["tried again by eve".into()],
                 }],
+                traceparent: TRACEPARENT.into(),
             }
             .into(),
         ),

@@ -123,7 +123,7 @@ fn transaction() -> impl Strategy<Value = Transaction> {
         (id(), any::<i64>(), text(), option::of((id(), id())), vec((id(), id()), 0..3)),
         any::<(u64, u64, u64, u64)>(),
         option::of(select(DECISIONS)),
-        text(),
+        (text(), text()),
         vec(branch, 0..4),
     )
         .prop_map(
@@ -131,7 +131,7 @@ fn transaction() -> impl Strategy<Value = Transaction> {
                 (name, definition, input, coordinator, former),
                 (deadline, timeout, retention, began),
                 decision,
-                reason,
+                (reason, traceparent),
                 branches,
             )| Transaction {
                 name,
@@ -146,6 +146,7 @@ fn transaction() -> impl Strategy<Value = Transaction> {
                 decision,
                 reason,
                 branches,
+                traceparent,
             },
         )
 }
@@ -169,15 +170,19 @@ fn finished() -> impl Strategy<Value = Finished> {
 
 fn work() -> impl Strategy<Value = Work> {
     let numbers = any::<(i64, u32)>();
-    (select(OPERATIONS), participant(), option::of(text()), (id(), id()), numbers, text()).prop_map(
-        |(operation, participant, input, coordinator, (transaction, attempts), last_error)| Work {
-            operation,
-            participant,
-            input,
-            coordinator,
-            transaction,
-            attempts,
-            last_error,
+    let texts = (text(), text());
+    (select(OPERATIONS), participant(), option::of(text()), (id(), id()), numbers, texts).prop_map(
+        |(operation, participant, input, coordinator, (transaction, attempts), (last_error, traceparent))| {
+            Work {
+                operation,
+                participant,
+                input,
+                coordinator,
+                transaction,
+                attempts,
+                last_error,
+                traceparent,
+            }
         },
     )
 }

@@ -33,6 +33,7 @@ pub(crate) struct Call {
     pub(crate) operation: String,
     pub(crate) attempt: u32,
     pub(crate) epoch: i64,
+    pub(crate) traceparent: String,
     pub(crate) body: String,
 }
 
@@ -141,6 +142,7 @@ fn read(headers: &HeaderMap, body: String) -> Result<Call> {
         operation: header("concordat-operation")?,
         attempt: header("concordat-attempt")?.parse()?,
         epoch: header("concordat-epoch")?.parse()?,
+        traceparent: header("traceparent").unwrap_or_default(),
         body,
     })
 }

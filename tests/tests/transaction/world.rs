@@ -141,7 +141,14 @@ impl World {
         self.post(pod, &format!("{NAME}?wait=30s"), Some(id), &json!({ "amount": 10 })).await
     }
 
-    /// The same; `None` when the sidecar dies before it answers.
+    /// The same, as part of a trace; without an answer when the sidecar dies before it.
+    pub(crate) async fn begin_traced(&self, pod: &Pod, id: &str, traceparent: &str) -> Option<Answer> {
+        let url = format!("http://127.0.0.1:{}/v1/transactions/{NAME}?wait=30s", pod.port);
+        let request = self.client.post(url).header("Transaction-Id", id).header("traceparent", traceparent);
+        self.send(request.body("{}")).await.ok()
+    }
+
+    /// Begins one; `None` when the sidecar dies before it answers.
     pub(crate) async fn begin_or_lose(&self, pod: &Pod, id: &str) -> Option<Answer> {
         self.begin(pod, id).await.ok()
     }

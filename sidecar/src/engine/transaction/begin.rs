@@ -37,6 +37,8 @@ pub struct Begin {
     pub name: Name,
     /// The input as JSON text.
     pub input: String,
+    /// `traceparent` of whoever begins it, empty for none.
+    pub traceparent: String,
     /// What it is begun under.
     pub defined: Defined<Settings>,
 }
@@ -95,8 +97,9 @@ impl TransactionEngine {
         let inner = &self.0;
         let now = inner.store.clock().now();
         let settings = &begin.defined.settings;
-        let record =
+        let mut record =
             plans::new(begin.name.clone(), settings, begin.defined.create_revision, begin.input.clone(), now);
+        record.traceparent.clone_from(&begin.traceparent);
         plans::check_size(&record).map_err(|error| {
             Problem::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
