@@ -131,9 +131,14 @@ impl Process {
         self.signal(Signal::CONT)
     }
 
+    /// Asks it to end (SIGTERM).
+    pub fn ask_to_end(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
     /// Asks it to end (SIGTERM) and waits until it has.
     pub async fn terminate(&mut self) -> Result<ExitStatus> {
-        self.signal(Signal::TERM)?;
+        self.ask_to_end()?;
         self.wait().await
     }
 

@@ -4,6 +4,8 @@
 mod app;
 #[path = "transaction/commit.rs"]
 mod commit;
+#[path = "transaction/drain.rs"]
+mod drain;
 #[path = "transaction/faults.rs"]
 mod faults;
 #[path = "transaction/trace.rs"]

@@ -20,8 +20,7 @@ use std::{
 };
 
 use concordat_protocol::{
-    Key, Lease, Name, Plan, SessionId,
-    session::Session,
+    Name, SessionId,
     transaction::{Peers, Stage},
 };
 use concordat_store::Store;
@@ -98,13 +97,6 @@ impl TransactionEngine {
     /// Takes no new work, and waits for what is under way; what is left then is adopted by others once the session ends.
     pub async fn drain(&self) {
         self.0.draining.store(true, Ordering::Relaxed);
-        let session = self.0.store.session();
-        let record = Session { pod: session.pod.clone(), app: session.app.clone(), accepts: false };
-        let key = Key::Session(session.id.clone());
-        let plan = Plan::new().present(key.clone()).put(key, record, Lease::Session(session.id.clone()));
-        if let Err(error) = self.0.store.commit(plan).await {
-            tracing::debug!(%error, "peers were not told that this sidecar ends");
-        }
         let _ = tokio::time::timeout(DRAIN, self.0.idle()).await;
     }
 }

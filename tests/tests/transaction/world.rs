@@ -18,7 +18,7 @@ use concordat_protocol::{
 use concordat_store::{Admin, AdminConfig};
 use concordat_tests::{
     etcd::Etcd,
-    history::Recorder,
+    history::{Change, Recorder},
     process::{Process, binary_with, eventually, free_port},
 };
 use serde_json::{Value, json};
@@ -184,6 +184,11 @@ impl World {
             Ok(())
         })
         .await
+    }
+
+    /// Every change of etcd up to now.
+    pub(crate) async fn changes(&self) -> Result<Vec<Change>> {
+        self.recorder.changes().await
     }
 
     /// What was seen of a transaction.
