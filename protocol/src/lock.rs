@@ -1,20 +1,24 @@
 //! Locks.
 //!
-//! [`machine`] is one key of a lock as one sidecar sees it: who of its callers waits, holds or lets go. All it decides
-//! it asks of etcd by the two plans of [`plans`]. [`invariant`] says what must be true of any run.
+//! [`Machine`] is one key of a lock as one sidecar sees it: who of its callers waits, holds or lets go. All it decides
+//! it asks of etcd by the plans of [`plans`]. [`invariant`] says what must be true of any run.
 
+pub mod fair;
 pub mod fence;
 pub mod invariant;
 pub mod machine;
 pub mod message;
 pub mod plans;
 mod share;
+pub mod swap;
 
+pub use fair::Fair;
 pub use fence::Fence;
 pub use machine::Machine;
-pub use message::{Caller, Effect, Failure, Input, Rejected, Reply, Request, Rival, Token};
+pub use message::{Caller, Effect, Failure, Input, Rejected, Reply, Request, Rival, Seen, Token};
 pub use plans::Found;
 pub use share::Share;
+pub use swap::Swap;
 
 use crate::{Millis, SessionId};
 

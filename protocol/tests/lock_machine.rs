@@ -5,8 +5,8 @@
 use concordat_protocol::{
     Answer, Entry, Key, Now, Plan, SessionId,
     lock::{
-        Caller, Effect, Failure, Fence, Found, Holder, Input, Machine, Rejected, Reply, Request, Token,
-        invariant,
+        Caller, Effect, Failure, Fence, Holder, Input, Machine, Mode, Rejected, Reply, Request, Seen, Share,
+        Token, invariant,
         invariant::{Change, Grant, History, Wait},
         machine, plans,
     },
@@ -26,8 +26,11 @@ fn request(caller: u64, wait: u64) -> Request {
         pod: "pod".into(),
         owner: "owner".into(),
         definition: 2,
+        mode: Mode::CompareAndSwap,
         wait,
         max_waiters: 2_000,
+        share: Share::EXCLUSIVE,
+        lock_delay: 0,
         ttl: 5_000,
         max_hold: 0,
         renew: false,
@@ -35,7 +38,15 @@ fn request(caller: u64, wait: u64) -> Request {
 }
 
 fn machine() -> Machine {
-    Machine::new("orders".into(), "c42".into(), 0)
+    Machine::new("orders".into(), "c42".into(), 0, Mode::CompareAndSwap)
+}
+
+fn key() -> Key {
+    plans::holder(&"orders".into(), &"c42".into())
+}
+
+fn gone(revision: i64) -> Input {
+    Input::Seen(Seen::Deleted { key: key(), revision })
 }
 
 fn rival() -> Holder {
@@ -58,10 +69,9 @@ fn held(revision: i64) -> Input {
 fn refused(revision: i64) -> Input {
     let entry =
         |key, record, mod_revision, create_revision| Entry { key, record, mod_revision, create_revision };
-    let holder: Key = plans::holder(&"orders".into(), &"c42".into());
     let definition = plans::definition(&"orders".into());
     let reads = vec![
-        vec![entry(holder, rival().into(), revision, revision)],
+        vec![entry(key(), rival().into(), revision, revision)],
         vec![entry(definition, rival().into(), 2, 2)],
     ];
     Input::Landed { outcome: Ok(Answer { held: false, revision, reads }), believed: BELIEVED }
@@ -87,7 +97,7 @@ fn a_thousand_waiters_make_one_attempt_a_release() {
     assert!(machine.step(refused(5), at(1)).unwrap().is_empty(), "all of them go on waiting");
     assert_eq!(machine.waiters(), 1_000);
     assert!(machine.watches());
-    let freed = machine.step(Input::Seen { revision: 6, found: None }, at(2)).unwrap();
+    let freed = machine.step(gone(6), at(2)).unwrap();
     assert_eq!(commits(&freed).len(), 1);
     let granted = machine.step(held(7), at(3)).unwrap();
     assert!(matches!(reply(&granted, 1), Some(Ok(Reply::Granted { .. }))), "the first in line");
@@ -99,11 +109,11 @@ fn what_the_watch_shows_late_is_not_believed() {
     let mut machine = machine();
     machine.step(Input::Acquire(request(1, 60_000)), at(0)).unwrap();
     machine.step(refused(5), at(0)).unwrap();
-    let stale = machine.step(Input::Seen { revision: 4, found: None }, at(0)).unwrap();
+    let stale = machine.step(gone(4), at(0)).unwrap();
     assert!(stale.is_empty(), "it was free before, not now");
-    let fresh = Found { revision: 8, holder: rival() };
-    assert!(machine.step(Input::Seen { revision: 8, found: Some(fresh) }, at(0)).unwrap().is_empty());
-    assert_eq!(commits(&machine.step(Input::Seen { revision: 9, found: None }, at(0)).unwrap()).len(), 1);
+    let fresh = Entry { key: key(), record: rival().into(), create_revision: 8, mod_revision: 8 };
+    assert!(machine.step(Input::Seen(Seen::Put(fresh)), at(0)).unwrap().is_empty());
+    assert_eq!(commits(&machine.step(gone(9), at(0)).unwrap()).len(), 1);
 }
 
 #[test]

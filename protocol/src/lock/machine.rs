@@ -1,14 +1,6 @@
-//! One key of a lock as one sidecar sees it.
-//!
-//! Callers of the sidecar stand in one line, and the first of them tries for all: there is one plan under way at a
-//! time, so that a lock let go wakes one attempt a sidecar. What is granted is believed until the lease it stands
-//! under may have run out; what was said to be lost is never held again.
+//! One key of a lock as one sidecar sees it, whatever the lock's mode.
 
-mod landing;
-
-use std::collections::VecDeque;
-
-use super::{Caller, Effect, Found, Holder, Input, Rejected, Reply, Request, Rival, Token};
+use super::{Effect, Fair, Fence, Input, Mode, Rejected, Swap};
 use crate::{Millis, Name, Now, SessionId};
 
 /// How long after a plan failed the next is tried, milliseconds.
@@ -20,342 +12,117 @@ pub const STALL: Millis = 1_000;
 /// How many ended grants of a key are remembered, so that a repeated release is told from a wrong one.
 pub const REMEMBERED: usize = 16;
 
-/// The machine. See the module.
+/// The machine of a key: which one it is, the lock's mode says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Machine {
-    lock: Name,
-    key: Name,
-    /// What a restored etcd's revisions are raised by, for the fence.
-    offset: i64,
-    phase: Phase,
-    line: VecDeque<Waiter>,
-    /// The holder's key as of the latest revision that was seen.
-    seen: (i64, Option<Found>),
-    /// Nothing is tried before, monotonic; 0 unless the last plan failed.
-    retry_at: Millis,
-    /// Session under which a plan of unknown outcome may have taken the lock, or may yet.
-    doubt: Option<SessionId>,
-    ended: VecDeque<(Token, End)>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Phase {
-    /// Nothing of ours.
-    Idle,
-    /// A plan to acquire is under way; for nobody, if the caller was answered meanwhile.
-    Trying { holder: Holder, ttl: Millis, since: Millis, waiter: Option<Waiter> },
-    /// One of our callers has it.
-    Held(Grant),
-    /// A plan to release is under way, or waits to be tried again.
-    Freeing { revision: i64, token: Option<Token>, callers: Vec<Caller>, under_way: bool },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Waiter {
-    request: Request,
-    asked: Millis,
-    deadline: Millis,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Grant {
-    caller: Caller,
-    token: Token,
-    revision: i64,
-    holder: Holder,
-    ttl: Millis,
-    /// Ends then unless renewed.
-    until: Millis,
-    /// Ends then in any case.
-    limit: Millis,
-    /// Until when the lease it stands under is believed.
-    believed: Millis,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum End {
-    Released,
-    Lost,
-}
-
-impl Grant {
-    /// When it ends as far as is known.
-    fn end(&self) -> Millis {
-        self.until.min(self.believed)
-    }
-
-    fn rival(&self, now: Now) -> Rival {
-        let expires_in = Some(self.end().saturating_sub(now.monotonic));
-        Rival { holder: self.holder.clone(), expires_in }
-    }
+pub enum Machine {
+    /// [`Mode::CompareAndSwap`] and [`Mode::Lease`].
+    Swap(Swap),
+    /// [`Mode::FairQueue`].
+    Fair(Fair),
 }
 
 impl Machine {
-    /// The machine of a key that this sidecar knows nothing of.
-    pub fn new(lock: Name, key: Name, offset: i64) -> Self {
-        Self {
-            lock,
-            key,
-            offset,
-            phase: Phase::Idle,
-            line: VecDeque::new(),
-            seen: (0, None),
-            retry_at: 0,
-            doubt: None,
-            ended: VecDeque::new(),
+    /// The machine of a key that this sidecar knows nothing of. `offset` is what a restored etcd's revisions are
+    /// raised by, for the fence.
+    pub fn new(lock: Name, key: Name, offset: i64, mode: Mode) -> Self {
+        match mode {
+            Mode::CompareAndSwap | Mode::Lease => Self::Swap(Swap::new(lock, key, offset, mode)),
+            Mode::FairQueue => Self::Fair(Fair::new(lock, key, offset)),
         }
     }
 
     /// One step. Refused, it changes nothing.
     pub fn step(&mut self, input: Input, now: Now) -> Result<Vec<Effect>, Rejected> {
-        let mut effects = Vec::new();
-        match input {
-            Input::Acquire(request) => self.acquire(request, now)?,
-            Input::Cancel(caller) => self.cancel(caller, &mut effects),
-            Input::Renew { caller, token, believed } => {
-                effects.push(Effect::Reply(caller, Ok(self.renew(token, believed, now)?)));
-            }
-            Input::Release { caller, token } => self.release(caller, token, &mut effects)?,
-            Input::Landed { outcome, believed } => self.landed(outcome, believed, now, &mut effects)?,
-            Input::Seen { revision, found } => self.see(revision, found),
-            Input::Defined(created) => self.defined(created, i64::MAX, &mut effects),
-            Input::Lost(session) => self.lost(&session, &mut effects),
-            Input::Tick { believed } => self.tick(believed, now, &mut effects),
-            Input::Drain => self.drain(&mut effects),
+        match self {
+            Self::Swap(swap) => swap.step(input, now),
+            Self::Fair(fair) => fair.step(input, now),
         }
-        self.advance(now, &mut effects);
-        Ok(effects)
+    }
+
+    /// The mode that it runs.
+    pub fn mode(&self) -> Mode {
+        match self {
+            Self::Swap(swap) => swap.mode(),
+            Self::Fair(_) => Mode::FairQueue,
+        }
+    }
+
+    /// Tells until when the session's lease of a ttl is believed, monotonic milliseconds and 0 when it is over: before
+    /// each step, of the leases that it asks about. Machines of a single lease are told with the input.
+    pub fn believe(&mut self, believed: impl Fn(&SessionId, Millis) -> Millis) {
+        match self {
+            Self::Swap(_) => {}
+            Self::Fair(fair) => fair.believe(believed),
+        }
     }
 
     /// The session and time to live of the lease whose belief matters now: that of the grant, or of what is being
     /// tried.
     pub fn lease(&self) -> Option<(SessionId, Millis)> {
-        match &self.phase {
-            Phase::Trying { holder, ttl, .. } => Some((holder.session.clone(), *ttl)),
-            Phase::Held(grant) => Some((grant.holder.session.clone(), grant.ttl)),
-            Phase::Idle | Phase::Freeing { .. } => None,
+        match self {
+            Self::Swap(swap) => swap.lease(),
+            Self::Fair(_) => None,
         }
     }
 
     /// When to tell [`Input::Tick`], monotonic milliseconds.
     pub fn wake_at(&self) -> Option<Millis> {
-        let phase = match &self.phase {
-            Phase::Idle => self.wants().then_some(self.retry_at),
-            Phase::Trying { waiter, .. } => waiter.as_ref().map(|waiter| waiter.deadline),
-            Phase::Held(grant) => Some(grant.end()),
-            Phase::Freeing { under_way, .. } => (!under_way).then_some(self.retry_at),
-        };
-        self.line.iter().map(|waiter| waiter.deadline).chain(phase).min()
+        match self {
+            Self::Swap(swap) => swap.wake_at(),
+            Self::Fair(fair) => fair.wake_at(),
+        }
     }
 
-    /// Whether to tell [`Input::Seen`]: somebody waits for a foreign holder, or a plan may have landed unnoticed.
+    /// Whether to tell [`Input::Seen`], beginning with a [`Seen::All`](super::Seen::All).
     pub fn watches(&self) -> bool {
-        self.doubt.is_some() || matches!(self.phase, Phase::Idle) && !self.line.is_empty()
+        match self {
+            Self::Swap(swap) => swap.watches(),
+            Self::Fair(fair) => fair.watches(),
+        }
     }
 
     /// Whether nothing is held, tried or waited for.
     pub fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Idle) && self.line.is_empty() && self.doubt.is_none()
+        match self {
+            Self::Swap(swap) => swap.is_idle(),
+            Self::Fair(fair) => fair.is_idle(),
+        }
     }
 
     /// How many callers wait.
     pub fn waiters(&self) -> usize {
-        self.line.len() + usize::from(matches!(&self.phase, Phase::Trying { waiter: Some(_), .. }))
+        match self {
+            Self::Swap(swap) => swap.waiters(),
+            Self::Fair(fair) => fair.waiters(),
+        }
     }
 
     /// Since when the first of them waits, monotonic milliseconds.
     pub fn waiting_since(&self) -> Option<Millis> {
-        match &self.phase {
-            Phase::Trying { waiter: Some(waiter), .. } => Some(waiter.asked),
-            _ => self.line.front().map(|waiter| waiter.asked),
+        match self {
+            Self::Swap(swap) => swap.waiting_since(),
+            Self::Fair(fair) => fair.waiting_since(),
         }
     }
 
     /// The grant of one of this sidecar's callers: its revision and when it ends unless renewed, monotonic
     /// milliseconds.
     pub fn grant(&self) -> Option<(i64, Millis)> {
-        match &self.phase {
-            Phase::Held(grant) => Some((grant.revision, grant.end())),
-            _ => None,
+        match self {
+            Self::Swap(swap) => swap.grant(),
+            Self::Fair(_) => None,
         }
     }
 
-    fn acquire(&mut self, request: Request, now: Now) -> Result<(), Rejected> {
-        if request.wait == 0
-            && let Some(rival) = self.rival(now)
-        {
-            return Err(Rejected::Held(rival));
+    /// When the grant of this fence ends unless renewed, monotonic milliseconds, if it is of one of this sidecar's
+    /// callers.
+    pub fn ends(&self, fence: Fence, offset: i64) -> Option<Millis> {
+        match self {
+            Self::Swap(swap) => swap
+                .grant()
+                .filter(|(revision, _)| Fence::new(*revision, offset, 0) == Some(fence))
+                .map(|(_, end)| end),
+            Self::Fair(fair) => fair.ends(fence),
         }
-        if self.line.len() >= request.max_waiters {
-            return Err(Rejected::Full);
-        }
-        if !self.watches() {
-            self.seen.1 = None;
-        }
-        let wait = if request.wait == 0 { PATIENCE } else { request.wait };
-        let deadline = now.monotonic.saturating_add(wait);
-        self.line.push_back(Waiter { request, asked: now.monotonic, deadline });
-        Ok(())
-    }
-
-    /// Who is known to hold the lock at this moment.
-    fn rival(&self, now: Now) -> Option<Box<Rival>> {
-        match (&self.phase, &self.seen.1) {
-            (Phase::Held(grant), _) if now.monotonic < grant.end() => Some(Box::new(grant.rival(now))),
-            (Phase::Idle, Some(found)) if self.watches() => {
-                Some(Box::new(Rival { holder: found.holder.clone(), expires_in: None }))
-            }
-            _ => None,
-        }
-    }
-
-    fn cancel(&mut self, caller: Caller, effects: &mut Vec<Effect>) {
-        self.line.retain(|waiter| waiter.request.caller != caller);
-        match &mut self.phase {
-            Phase::Trying { waiter, .. } => {
-                waiter.take_if(|waiter| waiter.request.caller == caller);
-            }
-            Phase::Held(grant) if grant.caller == caller => self.end(End::Released, Vec::new(), effects),
-            Phase::Freeing { callers, .. } => callers.retain(|other| *other != caller),
-            Phase::Idle | Phase::Held(_) => {}
-        }
-    }
-
-    fn renew(&mut self, token: Token, believed: Millis, now: Now) -> Result<Reply, Rejected> {
-        let Phase::Held(grant) = &mut self.phase else { return Err(self.not_held(token)) };
-        if grant.token != token {
-            return Err(self.not_held(token));
-        }
-        let believed = believed.max(grant.believed);
-        if now.monotonic >= grant.until.min(believed) {
-            return Err(Rejected::Lost);
-        }
-        grant.believed = believed;
-        grant.until = grant.until.max(now.monotonic.saturating_add(grant.ttl)).min(grant.limit);
-        Ok(Reply::Renewed { expires_in: grant.end() - now.monotonic })
-    }
-
-    fn release(&mut self, caller: Caller, token: Token, effects: &mut Vec<Effect>) -> Result<(), Rejected> {
-        match &mut self.phase {
-            Phase::Held(grant) if grant.token == token => self.end(End::Released, vec![caller], effects),
-            Phase::Freeing { token: Some(freed), callers, .. } if *freed == token => callers.push(caller),
-            _ if self.ended.contains(&(token, End::Released)) => {
-                effects.push(Effect::Reply(caller, Ok(Reply::Released)));
-            }
-            _ => return Err(self.not_held(token)),
-        }
-        Ok(())
-    }
-
-    fn not_held(&self, token: Token) -> Rejected {
-        if self.ended.contains(&(token, End::Lost)) { Rejected::Lost } else { Rejected::Mismatch }
-    }
-
-    /// Ends the grant: the key is freed, and `callers` are told.
-    fn end(&mut self, end: End, callers: Vec<Caller>, effects: &mut Vec<Effect>) {
-        let Phase::Held(grant) = &self.phase else { return };
-        let (revision, token) = (grant.revision, grant.token);
-        match end {
-            End::Released => self.free(revision, Some(token), callers),
-            End::Lost => {
-                self.lose(token, effects);
-                self.free(revision, None, callers);
-            }
-        }
-    }
-
-    /// From now on the grant is said to be lost.
-    fn lose(&mut self, token: Token, effects: &mut Vec<Effect>) {
-        self.remember(token, End::Lost);
-        effects.push(Effect::Lost(token));
-    }
-
-    fn free(&mut self, revision: i64, token: Option<Token>, callers: Vec<Caller>) {
-        self.retry_at = 0;
-        self.phase = Phase::Freeing { revision, token, callers, under_way: false };
-    }
-
-    fn remember(&mut self, token: Token, end: End) {
-        if self.ended.len() == REMEMBERED {
-            self.ended.pop_front();
-        }
-        self.ended.push_back((token, end));
-    }
-
-    fn see(&mut self, revision: i64, found: Option<Found>) {
-        if revision >= self.seen.0 {
-            self.seen = (revision, found);
-        }
-    }
-
-    /// As of `revision` the definition is the one created at `created`, or none.
-    fn defined(&mut self, created: Option<i64>, revision: i64, effects: &mut Vec<Effect>) {
-        let why = if created.is_some() { Rejected::Replaced } else { Rejected::Deleted };
-        self.reject(&why, effects, |request| {
-            request.definition <= revision && Some(request.definition) != created
-        });
-    }
-
-    fn lost(&mut self, session: &SessionId, effects: &mut Vec<Effect>) {
-        self.doubt.take_if(|doubt| doubt == session);
-        self.reject(&Rejected::Lost, effects, |request| request.session == *session);
-    }
-
-    fn tick(&mut self, believed: Millis, now: Now, effects: &mut Vec<Effect>) {
-        if let Phase::Held(grant) = &mut self.phase {
-            grant.believed = grant.believed.max(believed);
-            if now.monotonic >= grant.until {
-                self.end(End::Lost, Vec::new(), effects);
-            } else if now.monotonic >= grant.believed {
-                // Its key goes with its lease: there may be no etcd to delete it from.
-                let token = grant.token;
-                self.phase = Phase::Idle;
-                self.lose(token, effects);
-            }
-        }
-        let rival = self.rival(now);
-        let stalled = self.stalled(now);
-        let over = |waiter: &mut Waiter| waiter.deadline <= now.monotonic;
-        if let Phase::Trying { waiter, .. } = &mut self.phase
-            && let Some(waiter) = waiter.take_if(over)
-        {
-            let unavailable = stalled || waiter.request.wait == 0;
-            let why =
-                if unavailable { Rejected::Unavailable { unknown: true } } else { Rejected::TimedOut(None) };
-            effects.push(Effect::Reply(waiter.request.caller, Err(why)));
-        }
-        let why = if stalled { Rejected::Unavailable { unknown: false } } else { Rejected::TimedOut(rival) };
-        self.line.retain_mut(|waiter| {
-            let over = over(waiter);
-            if over {
-                effects.push(Effect::Reply(waiter.request.caller, Err(why.clone())));
-            }
-            !over
-        });
-    }
-
-    fn stalled(&self, now: Now) -> bool {
-        self.retry_at > 0
-            || matches!(self.phase, Phase::Trying { since, .. } if since + STALL <= now.monotonic)
-    }
-
-    fn drain(&mut self, effects: &mut Vec<Effect>) {
-        self.reject(&Rejected::Unavailable { unknown: false }, effects, |_| true);
-        self.end(End::Released, Vec::new(), effects);
-    }
-
-    /// Sends away whoever waits and is meant, the one tried for too.
-    fn reject(&mut self, why: &Rejected, effects: &mut Vec<Effect>, meant: impl Fn(&Request) -> bool) {
-        let mut reject = |request: &Request| {
-            let meant = meant(request);
-            if meant {
-                effects.push(Effect::Reply(request.caller, Err(why.clone())));
-            }
-            meant
-        };
-        if let Phase::Trying { waiter, .. } = &mut self.phase {
-            waiter.take_if(|waiter| reject(&waiter.request));
-        }
-        self.line.retain(|waiter| !reject(&waiter.request));
     }
 }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::{Fence, Found, Holder};
-use crate::{Answer, Millis, Plan, SessionId};
+use super::{Fence, Holder, Mode, Share};
+use crate::{Answer, Entry, Key, Millis, Plan, SessionId};
 
 /// What proves a grant: an opaque nonce that no other call ever shows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,10 +34,16 @@ pub struct Request {
     pub owner: String,
     /// Create revision of the definition it asks under.
     pub definition: i64,
+    /// The definition's mode.
+    pub mode: Mode,
     /// How long to wait; 0: answer at once.
     pub wait: Millis,
     /// How many may wait in this sidecar.
     pub max_waiters: usize,
+    /// How much of the lock it asks for.
+    pub share: Share,
+    /// How long others are kept from the lock when its holder is lost; modes Lease and FairQueue.
+    pub lock_delay: Millis,
     /// How long the grant lasts unless it is renewed.
     pub ttl: Millis,
     /// How long it lasts at most, however often it is renewed; 0: no bound.
@@ -76,13 +82,10 @@ pub enum Input {
         /// Until when the lease of [`Machine::lease`](super::Machine::lease) is believed, monotonic milliseconds.
         believed: Millis,
     },
-    /// What the watch shows of the holder's key.
-    Seen {
-        /// Revision as of which it is so.
-        revision: i64,
-        /// Who holds it.
-        found: Option<Found>,
-    },
+    /// What the plan of [`Effect::Free`] came to.
+    Freed(Result<Answer, Failure>),
+    /// What the watch shows of the key.
+    Seen(Seen),
     /// The lock's definition is now the one created at this revision, or none.
     Defined(Option<i64>),
     /// A session of this sidecar is no longer believed.
@@ -94,6 +97,27 @@ pub enum Input {
     },
     /// The sidecar stops: whoever waits is sent away and what is held is freed.
     Drain,
+}
+
+/// What the watch shows of what etcd keeps under a key of a lock, in the order of its revisions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Seen {
+    /// All there is; what was seen before and is not in it is gone.
+    All {
+        /// Revision as of which it is so.
+        revision: i64,
+        /// In no order.
+        entries: Vec<Entry>,
+    },
+    /// A record was put.
+    Put(Entry),
+    /// A record was deleted, or went with its lease.
+    Deleted {
+        /// Its key.
+        key: Key,
+        /// The revision at which it went.
+        revision: i64,
+    },
 }
 
 /// Why a plan has no answer.
@@ -112,6 +136,9 @@ pub enum Failure {
 pub enum Effect {
     /// Run this plan and tell [`Input::Landed`]. There is one under way at a time.
     Commit(Plan),
+    /// Run this plan, which deletes only, and tell [`Input::Freed`]. There is one under way at a time, beside that of
+    /// [`Effect::Commit`].
+    Free(Plan),
     /// Answer a caller.
     Reply(Caller, Result<Reply, Rejected>),
     /// The grant of this token ended otherwise than by its holder's will.

@@ -1,7 +1,7 @@
 //! What a sidecar writes for a lock.
 
-use super::Holder;
-use crate::{Answer, Entry, Key, Kind, Lease, Millis, Name, Plan, Record};
+use super::{Holder, Shadow, Waiter};
+use crate::{Answer, Entry, Key, Kind, Lease, Millis, Name, Plan, Range, Record, SessionId};
 
 /// Who was found to hold a key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,4 +58,64 @@ pub fn found_holder(answer: &Answer) -> Option<Found> {
 /// What a refused [`acquire`] found: create revision of the lock's definition, `None` when it is deleted.
 pub fn found_definition(answer: &Answer) -> Option<i64> {
     Some(answer.reads.get(1)?.first()?.create_revision)
+}
+
+/// Somebody who comes to stand in the line of a fair lock.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Come {
+    /// The sidecar's counter.
+    pub number: u64,
+    /// Its key stays as long as the session's lease of this ttl does, milliseconds.
+    pub ttl: Millis,
+    /// The Lock's `lockDelay`, milliseconds: unless it is 0 a shadow is put too.
+    pub delay: Millis,
+    /// The record.
+    pub waiter: Waiter,
+}
+
+/// Puts those who come into the line of a key, in their order, if the lock's definition is still the one created at
+/// `created` and their session lives. Done, it reads all there is of the key if asked to; refused, the definition.
+pub fn join(
+    lock: &Name,
+    key: &Name,
+    session: &SessionId,
+    created: i64,
+    come: Vec<Come>,
+    reads: bool,
+) -> Plan {
+    let mut plan = Plan::new()
+        .same_life(definition(lock), created)
+        .present(Key::Session(session.clone()))
+        .otherwise(definition(lock));
+    for Come { number, ttl, delay, waiter } in come {
+        let shadow = Shadow { holder: waiter.holder.clone(), share: waiter.share, delay };
+        plan = plan.put(waiter_key(lock, key, session, number), waiter, Lease::Ttl(session.clone(), ttl));
+        if delay > 0 {
+            plan = plan.put(shadow_key(lock, key, session, number), shadow, Lease::Forever);
+        }
+    }
+    if reads { plan.read(Range::LockKey(lock.clone(), key.clone())) } else { plan }
+}
+
+/// Takes those who leave out of the line of a key: sessions, their counters, and whether they were lost, so that their
+/// shadow stays. A shadow goes first: one that is seen without its key is of somebody who was lost. No compares: these
+/// keys are never used again.
+pub fn leave(lock: &Name, key: &Name, leaving: impl IntoIterator<Item = (SessionId, u64, bool)>) -> Plan {
+    leaving.into_iter().fold(Plan::new(), |plan, (session, number, lost)| {
+        let plan = if lost { plan } else { plan.delete(shadow_key(lock, key, &session, number)) };
+        plan.delete(waiter_key(lock, key, &session, number))
+    })
+}
+
+/// What a refused [`join`] found: create revision of the lock's definition, `None` when it is deleted.
+pub fn joined_definition(answer: &Answer) -> Option<i64> {
+    Some(answer.reads.first()?.first()?.create_revision)
+}
+
+fn waiter_key(lock: &Name, key: &Name, session: &SessionId, number: u64) -> Key {
+    Key::Waiter { lock: lock.clone(), key: key.clone(), session: session.clone(), number }
+}
+
+fn shadow_key(lock: &Name, key: &Name, session: &SessionId, number: u64) -> Key {
+    Key::Shadow { lock: lock.clone(), key: key.clone(), session: session.clone(), number }
 }

@@ -5,10 +5,10 @@
 //! by then.
 
 use concordat_protocol::{
-    Answer, Definition, Key, Lease, Millis, Name, Now, Plan, Range, Record, SessionId, Settings,
-    etcd::{Etcd, Op, Txn},
+    Answer, Definition, Entry, Key, Lease, Millis, Name, Now, Plan, Range, Record, SessionId, Settings,
+    etcd::{Etcd, Event, Item, Op, Txn},
     lock::{
-        Caller, Effect, Failure, Found, Input, Machine, Mode, Reply, Request, Sharing, Token,
+        Caller, Effect, Failure, Input, Machine, Mode, Reply, Request, Seen, Share, Sharing, Token,
         invariant::{Change, Grant, History, Wait},
         machine::PATIENCE,
         plans,
@@ -155,7 +155,7 @@ impl World {
         for _ in 0..count {
             let session = state.open_session();
             state.sidecars.push(Sidecar {
-                machine: Machine::new(lock(), key(), 0),
+                machine: Machine::new(lock(), key(), 0, Mode::CompareAndSwap),
                 session,
                 believes: true,
                 now: 0,
@@ -248,8 +248,11 @@ impl World {
                     pod: String::new(),
                     owner: String::new(),
                     definition: of.definition.unwrap_or_default(),
+                    mode: Mode::CompareAndSwap,
                     wait: if waits { NEVER } else { 0 },
                     max_waiters: 8,
+                    share: Share::EXCLUSIVE,
+                    lock_delay: 0,
                     ttl: TTL,
                     max_hold: 0,
                     renew: false,
@@ -324,16 +327,27 @@ impl World {
             Action::Watch(at) => {
                 let watched = state.sidecars[at].watched;
                 let range = holder().into();
-                let (revision, item) = match watched.and_then(|seen| state.etcd.since(seen, &range).next()) {
-                    Some(event) => (event.revision, event.item.clone()),
-                    None => (state.etcd.revision(), state.etcd.get(&holder()).cloned()),
+                let entry = |key: &Key, item: &Item<Record>| Entry {
+                    key: key.clone(),
+                    record: item.value.clone(),
+                    create_revision: item.create_revision,
+                    mod_revision: item.mod_revision,
                 };
-                let found = item.and_then(|item| match item.value {
-                    Record::Holder(holder) => Some(Found { revision: item.mod_revision, holder }),
-                    _ => None,
-                });
+                let (revision, seen) = match watched.and_then(|seen| state.etcd.since(seen, &range).next()) {
+                    Some(Event { revision, key, item: Some(item) }) => {
+                        (*revision, Seen::Put(entry(key, item)))
+                    }
+                    Some(Event { revision, key, item: None }) => {
+                        (*revision, Seen::Deleted { key: key.clone(), revision: *revision })
+                    }
+                    None => {
+                        let entries = state.etcd.range(&range).map(|(key, item)| entry(key, item)).collect();
+                        let revision = state.etcd.revision();
+                        (revision, Seen::All { revision, entries })
+                    }
+                };
                 state.sidecars[at].watched = Some(revision);
-                self.step(&mut state, at, Input::Seen { revision, found });
+                self.step(&mut state, at, Input::Seen(seen));
             }
             Action::Tick(at) => {
                 let sidecar = &mut state.sidecars[at];
@@ -376,7 +390,7 @@ impl World {
                 }
                 let session = state.open_session();
                 let sidecar = &mut state.sidecars[at];
-                sidecar.machine = Machine::new(lock(), key(), 0);
+                sidecar.machine = Machine::new(lock(), key(), 0, Mode::CompareAndSwap);
                 sidecar.session = session;
                 sidecar.believes = true;
                 sidecar.watched = None;
@@ -452,6 +466,7 @@ impl World {
                     state.sidecars[at].under_way = Some(UnderWay { plan, answer: None });
                 }
                 Effect::Reply(caller, reply) => self.reply(state, at, caller, reply.ok()),
+                Effect::Free(_) => panic!("it deletes by the one plan under way"),
                 Effect::Lost(_) => {}
             }
         }

@@ -8,7 +8,7 @@ use axum::{
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
 };
-use concordat_protocol::lock::{Fence, Found, Rejected};
+use concordat_protocol::lock::Rejected;
 use http::{HeaderMap, StatusCode};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -52,6 +52,7 @@ pub fn routes() -> OpenApiRouter<Context> {
     request_body = Option<AcquireBody>,
     responses(
         (status = 200, body = Acquired),
+        (status = 400, body = Document, description = "invalid-request: also what the Lock's kind cannot give"),
         (status = 404, body = Document, description = "no-such-lock"),
         (status = 409, body = Document, description = "lock-held, lock-wait-timeout"),
         (status = 410, body = Document, description = "lock-lost: the sidecar's session, or the lock, was replaced while the call waited"),
@@ -64,8 +65,14 @@ async fn acquire(
     State(context): State<Context>,
     Segments(target): Segments<Target>,
     Params(params): Params<AcquireParams>,
+    headers: HeaderMap,
     OptionalJson(body): OptionalJson<AcquireBody>,
 ) -> Answer<Acquired> {
+    if headers.contains_key("lock-token") {
+        return Err(Problem::invalid(
+            "header Lock-Token: a grant cannot be turned into another, as two readers that become writers would wait for each other; release it first",
+        ));
+    }
     let defined = context.definitions.lock(&target.lock)?;
     let terms = body.terms(&params, &defined.settings)?;
     if !context.store.intake_open() {
@@ -89,9 +96,10 @@ async fn acquire_unkeyed(
     context: State<Context>,
     target: Segments<Target>,
     params: Params<AcquireParams>,
+    headers: HeaderMap,
     body: OptionalJson<AcquireBody>,
 ) -> Answer<Acquired> {
-    acquire(context, target, params, body).await
+    acquire(context, target, params, headers, body).await
 }
 
 /// Holds for another ttl.
@@ -178,7 +186,7 @@ async fn release_unkeyed(
     release(context, target, headers).await
 }
 
-/// Who holds a key, and how many callers of this sidecar wait for it.
+/// Who holds a key, and how many wait for it: over all sidecars in mode FairQueue, else of this sidecar's callers.
 #[utoipa::path(
     get,
     path = "/v1/locks/{lock}/{key}",
@@ -187,8 +195,8 @@ async fn release_unkeyed(
     responses((status = 200, body = Inspected), (status = 404, body = Document, description = "no-such-lock"))
 )]
 async fn inspect(State(context): State<Context>, Segments(target): Segments<Target>) -> Answer<Inspected> {
-    context.definitions.lock(&target.lock)?;
-    Ok(axum::Json(context.locks.inspect(&target.place()).await?.into()))
+    let mode = context.definitions.lock(&target.lock)?.settings.mode;
+    Ok(axum::Json(context.locks.inspect(&target.place(), mode).await?.into()))
 }
 
 /// The same, of the key `-`.
@@ -203,7 +211,7 @@ async fn inspect_unkeyed(context: State<Context>, target: Segments<Target>) -> A
     inspect(context, target).await
 }
 
-/// Whether a fence is that of the present holder. Advice: the resource must still compare fences itself.
+/// Whether a fence is that of a present holder. Advice: the resource must still compare fences itself.
 #[utoipa::path(
     get,
     path = "/v1/locks/{lock}/{key}/verify",
@@ -220,18 +228,13 @@ async fn verify(
     Segments(target): Segments<Target>,
     Params(params): Params<VerifyParams>,
 ) -> Answer<Verified> {
-    context.definitions.lock(&target.lock)?;
-    let found = context.locks.inspect(&target.place()).await?.found;
-    match found.as_ref().and_then(fence).filter(|fence| fence.get() == params.fence) {
+    let mode = context.definitions.lock(&target.lock)?.settings.mode;
+    let holders = context.locks.inspect(&target.place(), mode).await?.holders;
+    match holders.iter().filter_map(|held| held.fence).find(|fence| fence.get() == params.fence) {
         Some(_) => Ok(axum::Json(Verified { fence: params.fence })),
         None => Err(Problem::new(StatusCode::GONE, "lock-superseded", "The grant is over")
-            .detail("the fence is not that of the present holder: acquire anew")),
+            .detail("the fence is not that of a present holder: acquire anew")),
     }
-}
-
-/// The fence of a grant as it is found in etcd.
-fn fence(found: &Found) -> Option<Fence> {
-    Fence::new(found.revision, crate::engine::lock::FENCE_OFFSET, 0)
 }
 
 fn not_implemented(what: &str) -> Response {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use concordat_protocol::{
     Answer, Millis, Now, Plan, Range,
     lock::{
-        Caller, Effect, Failure, Fence, Found, Input, Machine, Rejected, Reply, Request, Token, machine,
-        plans,
+        Caller, Effect, Failure, Fence, Found, Holder, Input, Machine, Mode, Rejected, Reply, Request, Share,
+        Token, fair::line::Line, machine,
     },
 };
 use concordat_store::{CommitError, SessionState, Store};
@@ -21,8 +21,8 @@ use prometheus_client::metrics::{
 };
 use tokio::sync::{Notify, oneshot};
 
-use self::keys::Keys;
 pub use self::keys::Place;
+use self::keys::{Keys, Stepped};
 use crate::{
     context::Identity,
     definitions::{Defined, Definitions},
@@ -49,6 +49,7 @@ struct Inner {
     /// The machines have nothing under way any more, perhaps.
     settled: Notify,
     grants: Counter,
+    wakeups: Counter,
     losses: Counter,
     waits: Histogram,
 }
@@ -58,6 +59,8 @@ struct Inner {
 pub struct Terms {
     /// What it calls itself, for people.
     pub owner: String,
+    /// How much of the lock it asks for.
+    pub share: Share,
     /// How long it waits; 0: not at all.
     pub wait: Millis,
     /// How long the grant lasts unless it is renewed.
@@ -85,11 +88,20 @@ pub struct Granted {
 #[derive(Clone, Debug)]
 pub struct Inspection {
     /// Who holds it.
-    pub found: Option<Found>,
+    pub holders: Vec<Holding>,
+    /// How many wait: over all sidecars in mode FairQueue, else of this sidecar's callers.
+    pub waiters: usize,
+}
+
+/// One who holds a key.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    /// Who it is.
+    pub holder: Holder,
+    /// The fence of its grant.
+    pub fence: Option<Fence>,
     /// When the grant ends unless renewed, milliseconds from now: known of this sidecar's callers only.
     pub expires_in: Option<Millis>,
-    /// How many of this sidecar's callers wait.
-    pub waiters: usize,
 }
 
 impl LockEngine {
@@ -109,10 +121,12 @@ impl LockEngine {
             counted: Notify::new(),
             settled: Notify::new(),
             grants: Counter::default(),
+            wakeups: Counter::default(),
             losses: Counter::default(),
             waits: Histogram::new(exponential_buckets(0.000_25, 2.0, 20)),
         });
         metrics.register("lock_grants", "Locks granted", inner.grants.clone());
+        metrics.register("lock_wakeups", "Calls for a lock that were woken", inner.wakeups.clone());
         metrics.register(
             "lock_losses",
             "Grants that ended otherwise than by their holder",
@@ -154,8 +168,11 @@ impl LockEngine {
                     pod: self.0.identity.pod.clone(),
                     owner: terms.owner,
                     definition: defined.create_revision,
+                    mode: defined.settings.mode,
                     wait: terms.wait,
                     max_waiters,
+                    share: terms.share,
+                    lock_delay: defined.settings.lock_delay,
                     ttl: terms.ttl,
                     max_hold: terms.max_hold,
                     renew: terms.renew,
@@ -200,20 +217,28 @@ impl LockEngine {
     ///
     /// # Errors
     /// When etcd does not answer.
-    pub async fn inspect(&self, place: &Place) -> Result<Inspection, CommitError> {
-        let answer = self.0.store.read(vec![Range::One(plans::holder(&place.lock, &place.key))]).await?;
-        let found = plans::found_holder(&answer);
+    pub async fn inspect(&self, place: &Place, mode: Mode) -> Result<Inspection, CommitError> {
+        let range = Range::LockKey(place.lock.clone(), place.key.clone());
+        let answer = self.0.store.read(vec![range]).await?;
+        let entries = answer.reads.into_iter().flatten();
         let keys = self.0.keys.lock();
-        let machine = keys.get(place);
         let now = self.0.store.clock().now().monotonic;
-        let grant = machine.and_then(Machine::grant);
-        let expires_in = match (&found, grant) {
-            (Some(found), Some((revision, end))) if found.revision == revision => {
-                Some(end.saturating_sub(now))
-            }
-            _ => None,
+        let holding = |holder: &Holder, fence: Option<Fence>| Holding {
+            holder: holder.clone(),
+            fence,
+            expires_in: fence.and_then(|fence| keys.ends(place, fence)).map(|end| end.saturating_sub(now)),
         };
-        Ok(Inspection { found, expires_in, waiters: machine.map_or(0, Machine::waiters) })
+        if mode == Mode::FairQueue {
+            let line = Line::of(answer.revision, &entries.collect::<Vec<_>>());
+            let holders = line
+                .living_holders()
+                .map(|(spot, standing)| holding(&standing.holder, standing.fence(spot, FENCE_OFFSET)));
+            return Ok(Inspection { holders: holders.collect(), waiters: line.waiting() });
+        }
+        let found = entries.filter_map(|entry| Found::read(&entry));
+        let holders = found.map(|found| holding(&found.holder, Fence::new(found.revision, FENCE_OFFSET, 0)));
+        let waiters = keys.get(place).map_or(0, Machine::waiters);
+        Ok(Inspection { holders: holders.collect(), waiters })
     }
 
     /// Sends away who waits and frees what is held; answers when all of it is freed.
@@ -275,7 +300,13 @@ impl Inner {
 
     /// Feeds one input to the machine of a key and does what comes of it.
     fn step(self: &Arc<Self>, place: &Place, input: Input) -> Result<(), Rejected> {
-        let (effects, due) = self.keys.lock().step(place, input, self.now())?;
+        let stepped = self.keys.lock().step(place, input, self.now(), &self.store)?;
+        self.carry_out(place, stepped);
+        Ok(())
+    }
+
+    /// Does what came of a step.
+    fn carry_out(self: &Arc<Self>, place: &Place, (effects, due): Stepped) {
         if due.timer {
             self.rearmed.notify_one();
         }
@@ -291,13 +322,16 @@ impl Inner {
         if let Some(watch) = due.watch {
             self.watch_for(place, watch);
         }
-        Ok(())
     }
 
     fn perform(self: &Arc<Self>, place: &Place, effect: Effect) {
         match effect {
             Effect::Commit(plan) => {
-                tokio::spawn(self.clone().commit(place.clone(), plan));
+                let landed = |outcome, believed| Input::Landed { outcome, believed };
+                tokio::spawn(self.clone().commit(place.clone(), plan, landed));
+            }
+            Effect::Free(plan) => {
+                tokio::spawn(self.clone().commit(place.clone(), plan, |outcome, _| Input::Freed(outcome)));
             }
             Effect::Reply(caller, reply) => {
                 if let Ok(Reply::Granted { waited, .. }) = &reply {
@@ -306,6 +340,7 @@ impl Inner {
                 }
                 // A caller that hung up at this very moment cancels by itself.
                 if let Some(answer) = self.keys.lock().dismiss(caller) {
+                    self.wakeups.inc();
                     let _ = answer.send(reply);
                 }
             }
@@ -316,7 +351,12 @@ impl Inner {
         }
     }
 
-    async fn commit(self: Arc<Self>, place: Place, plan: Plan) {
+    async fn commit(
+        self: Arc<Self>,
+        place: Place,
+        plan: Plan,
+        landed: impl FnOnce(Result<Answer, Failure>, Millis) -> Input,
+    ) {
         let releases = plan.deletes_only();
         failpoint!(if releases { "lock-before-release" } else { "lock-before-acquire" });
         let outcome = self.store.commit(plan).await;
@@ -331,7 +371,7 @@ impl Inner {
         });
         self.forget_lost_session(&place);
         let believed = self.believed(&place);
-        if self.step(&place, Input::Landed { outcome, believed }).is_err() {
+        if self.step(&place, landed(outcome, believed)).is_err() {
             tracing::error!(lock = %place.lock, key = %place.key, "a plan landed that nobody sent");
         }
     }

@@ -1,11 +1,10 @@
 //! What callers are told.
 
-use concordat_protocol::lock::{Rejected, Rival};
+use concordat_protocol::lock::{Fence, Rejected, Rival};
 use http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::fence;
 use crate::{
     engine::lock::{Granted, Inspection},
     problem::{Outcome, Problem},
@@ -58,11 +57,11 @@ pub(super) struct Verified {
 pub(super) struct Inspected {
     /// Who holds it.
     holders: Vec<Holding>,
-    /// How many callers of this sidecar wait for it.
+    /// How many wait for it: over all sidecars in mode FairQueue, else of this sidecar's callers.
     waiters: usize,
-    /// The fence of the grant; none when nobody holds it.
+    /// The fence of the grant; none when nobody holds it, or several do.
     fence: Option<u64>,
-    /// When the grant ends unless it is renewed: told by the holder's own sidecar only.
+    /// When that grant ends unless it is renewed: told by the holder's own sidecar only.
     expires_in_ms: Option<u64>,
 }
 
@@ -76,20 +75,23 @@ struct Holding {
     pod: String,
     /// Its fence.
     fence: Option<u64>,
-    /// Since when, RFC 3339.
+    /// Since when, RFC 3339; in mode FairQueue since when it stands in the line.
     since: String,
 }
 
 impl From<Inspection> for Inspected {
-    fn from(Inspection { found, expires_in, waiters }: Inspection) -> Self {
-        let fence = found.as_ref().and_then(fence).map(concordat_protocol::lock::Fence::get);
-        let holders = found.into_iter().map(|found| Holding {
-            since: instant(found.holder.since),
-            owner: found.holder.owner,
-            pod: found.holder.pod,
-            fence,
+    fn from(Inspection { holders, waiters }: Inspection) -> Self {
+        let (fence, expires_in_ms) = match holders.as_slice() {
+            [only] => (only.fence.map(Fence::get), only.expires_in),
+            _ => (None, None),
+        };
+        let holders = holders.into_iter().map(|held| Holding {
+            since: instant(held.holder.since),
+            owner: held.holder.owner,
+            pod: held.holder.pod,
+            fence: held.fence.map(Fence::get),
         });
-        Self { holders: holders.collect(), waiters, fence, expires_in_ms: expires_in }
+        Self { holders: holders.collect(), waiters, fence, expires_in_ms }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use concordat_protocol::{
     Millis,
-    lock::{Settings, Token},
+    lock::{Settings, Share, Sharing, Token},
 };
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
@@ -70,9 +70,9 @@ pub(super) struct AcquireBody {
     /// How long the grant lasts unless it is renewed: 2s to 1h, rounded up to a second. Default: the Lock's.
     #[schema(value_type = Option<String>, example = "15s")]
     ttl: Option<GoDuration>,
-    /// `exclusive`; `shared` needs another kind of Lock.
+    /// `exclusive`, which is the default, or `shared`: for a Lock of kind ReadWrite.
     mode: Option<Mode>,
-    /// 1; more need another kind of Lock.
+    /// How many permits, 1 to all there are: more than 1 for a Lock of kind Semaphore.
     permits: Option<u32>,
     /// What the caller calls itself, for people: up to 256 bytes.
     owner: String,
@@ -91,18 +91,34 @@ enum Mode {
 }
 
 impl AcquireBody {
+    /// How much of the lock is asked for.
+    fn share(&self, settings: &Settings) -> Result<Share, Problem> {
+        let (kind, shared) = (settings.sharing, self.mode == Some(Mode::Shared));
+        if shared && kind != Sharing::ReadWrite {
+            return Err(Problem::invalid(format!(
+                "mode: \"shared\" needs a Lock of kind ReadWrite, this one is a {kind:?}: leave it out or write \"exclusive\""
+            )));
+        }
+        let permits = self.permits.unwrap_or(1);
+        match kind {
+            Sharing::Semaphore if (1..=settings.permits).contains(&permits) => {
+                Ok(Share::permits(permits, settings.permits))
+            }
+            Sharing::Semaphore => Err(Problem::invalid(format!(
+                "permits: write 1 to {}, which is all there are",
+                settings.permits
+            ))),
+            _ if permits != 1 => Err(Problem::invalid(format!(
+                "permits: other than 1 needs a Lock of kind Semaphore, this one is a {kind:?}: leave it out or write 1"
+            ))),
+            _ if shared => Ok(Share::READER),
+            _ => Ok(Share::EXCLUSIVE),
+        }
+    }
+
     /// What is asked for under a lock's settings; refused when the lock cannot give it.
     pub(super) fn terms(self, params: &AcquireParams, settings: &Settings) -> Result<Terms, Problem> {
-        if self.mode == Some(Mode::Shared) {
-            return Err(Problem::invalid(
-                "mode: \"shared\" needs a Lock of kind ReadWrite, this one is a Mutex: leave it out or write \"exclusive\"",
-            ));
-        }
-        if self.permits.is_some_and(|permits| permits != 1) {
-            return Err(Problem::invalid(
-                "permits: other than 1 needs a Lock of kind Semaphore, this one is a Mutex: leave it out or write 1",
-            ));
-        }
+        let share = self.share(settings)?;
         if self.owner.len() > LONGEST_OWNER {
             return Err(Problem::invalid(format!("owner: write at most {LONGEST_OWNER} bytes")));
         }
@@ -123,6 +139,7 @@ impl AcquireBody {
             ));
         }
         Ok(Terms {
+            share,
             owner: self.owner,
             wait: params.wait.0.min(settings.max_wait).saturating_sub(EARLY),
             ttl: ttl.div_ceil(1_000) * 1_000,

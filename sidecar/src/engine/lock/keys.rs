@@ -7,8 +7,9 @@ use std::{
 
 use concordat_protocol::{
     Millis, Name, Now,
-    lock::{Caller, Effect, Input, Machine, Rejected, Reply},
+    lock::{Caller, Effect, Fence, Input, Machine, Rejected, Reply},
 };
+use concordat_store::Store;
 use tokio::sync::oneshot;
 
 use super::{FENCE_OFFSET, stats::Counters, watch::Watched};
@@ -53,6 +54,9 @@ struct Kept {
     /// Whether it is among the unused.
     listed: bool,
 }
+
+/// What a step came to.
+pub(super) type Stepped = (Vec<Effect>, Due);
 
 /// What must be seen to after a step.
 #[derive(Clone, Copy, Debug, Default)]
@@ -114,22 +118,26 @@ impl Keys {
         self.machines.values().all(|kept| kept.machine.is_idle())
     }
 
+    /// When the grant of a fence ends unless renewed, if it is of one of this sidecar's callers.
+    pub(super) fn ends(&self, place: &Place, fence: Fence) -> Option<Millis> {
+        self.get(place)?.ends(fence, FENCE_OFFSET)
+    }
+
     /// One step of one machine; a key that is not known yet gets one.
     pub(super) fn step(
         &mut self,
         place: &Place,
         input: Input,
         now: Now,
-    ) -> Result<(Vec<Effect>, Due), Rejected> {
-        if !self.machines.contains_key(place) {
-            if !matches!(input, Input::Acquire(_)) {
-                return unknown(input);
-            }
-            let machine = Machine::new(place.lock.clone(), place.key.clone(), FENCE_OFFSET);
-            let kept = Kept { machine, armed: None, watches: false, waiters: 0, used: 0, listed: false };
-            self.machines.insert(place.clone(), kept);
-        }
-        let Some(kept) = self.machines.get_mut(place) else { return Ok((Vec::new(), Due::default())) };
+        store: &Store,
+    ) -> Result<Stepped, Rejected> {
+        self.admit_machine(place, &input)?;
+        let Some(kept) = self.machines.get_mut(place) else { return unknown(input) };
+        kept.machine.believe(|of, ttl| {
+            let session = store.session();
+            let current = session.id == *of && session.is_believed(now);
+            store.believed_until(ttl).filter(|_| current).unwrap_or_default()
+        });
         let stepped = kept.machine.step(input, now);
         let mut due = Due::default();
         if let Ok(effects) = &stepped {
@@ -159,6 +167,27 @@ impl Keys {
         }
         self.forget_unused(now.monotonic);
         stepped.map(|effects| (effects, due))
+    }
+
+    /// Makes the machine of a key that is asked for, if there is none or its lock has another mode now.
+    fn admit_machine(&mut self, place: &Place, input: &Input) -> Result<(), Rejected> {
+        let Input::Acquire(request) = input else { return Ok(()) };
+        match self.machines.get_mut(place) {
+            Some(kept) if kept.machine.mode() == request.mode => {}
+            Some(kept) if !kept.machine.is_idle() => return Err(Rejected::Replaced),
+            kept => {
+                let machine = Machine::new(place.lock.clone(), place.key.clone(), FENCE_OFFSET, request.mode);
+                match kept {
+                    Some(kept) => kept.machine = machine,
+                    None => {
+                        let kept =
+                            Kept { machine, armed: None, watches: false, waiters: 0, used: 0, listed: false };
+                        self.machines.insert(place.clone(), kept);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn forget_unused(&mut self, now: Millis) {
@@ -204,10 +233,10 @@ impl Keys {
 }
 
 /// What a key that nothing is known of makes of an input.
-fn unknown(input: Input) -> Result<(Vec<Effect>, Due), Rejected> {
+fn unknown(input: Input) -> Result<Stepped, Rejected> {
     match input {
         Input::Renew { .. } | Input::Release { .. } => Err(Rejected::Mismatch),
-        Input::Landed { .. } => Err(Rejected::NothingUnderWay),
+        Input::Landed { .. } | Input::Freed(_) => Err(Rejected::NothingUnderWay),
         _ => Ok((Vec::new(), Due::default())),
     }
 }

@@ -1,12 +1,12 @@
 //! What follows when the plan under way has landed, and which plan goes next.
 
-use super::{End, Grant, Machine, Phase, RETRY, Waiter};
+use super::{End, Grant, Phase, Swap, Waiter};
 use crate::{
     Answer, Millis, Now,
-    lock::{Caller, Effect, Failure, Fence, Holder, Rejected, Reply, Rival, Token, plans},
+    lock::{Caller, Effect, Failure, Fence, Holder, Rejected, Reply, Rival, Token, machine::RETRY, plans},
 };
 
-impl Machine {
+impl Swap {
     pub(super) fn landed(
         &mut self,
         outcome: Result<Answer, Failure>,

@@ -1,0 +1,187 @@
+//! L1 to L7 of a lock of mode [`Mode::FairQueue`](crate::lock::Mode::FairQueue), whose holders are the first of a line
+//! and may share it.
+
+use std::collections::BTreeMap;
+
+use super::{Broken, Grant};
+use crate::{
+    Millis, SessionId,
+    lock::{Fence, Share},
+};
+
+/// What is known of one key of a lock after a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// Everybody who ever stood in the line, from a watch from revision 1.
+    pub stood: Vec<Stood>,
+    /// What callers were granted, in the order of the answers. Their sidecars and arrivals do not matter here.
+    pub grants: Vec<Grant>,
+    /// Fences of the writes that a fenced resource took, in its order.
+    pub accepted: Vec<u64>,
+    /// Calls that waited in vain.
+    pub vain: Vec<Wait>,
+    /// Releases and renewals that were said to have succeeded with a token that was not the holder's.
+    pub forged: Vec<String>,
+}
+
+/// One waiter's key. Instants are when the watch told of it, milliseconds of the recorder's monotonic clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stood {
+    /// Create revision.
+    pub revision: i64,
+    /// The sidecar's session, and its counter.
+    pub who: (SessionId, u64),
+    /// Its place among those that were put with it.
+    pub place: u32,
+    /// How much of the lock it asked for.
+    pub share: Share,
+    /// When it was deleted.
+    pub gone: Option<Millis>,
+}
+
+impl Stood {
+    fn fence(&self, offset: i64) -> Option<u64> {
+        Fence::new(self.revision, offset, u64::from(self.place)).map(Fence::get)
+    }
+
+    fn spot(&self) -> (i64, &(SessionId, u64)) {
+        (self.revision, &self.who)
+    }
+
+    /// Whether it leaves no room for the other.
+    fn excludes(&self, other: &Self) -> bool {
+        !other.share.fits(u64::from(self.share.permits))
+    }
+}
+
+/// A call that was not granted although it waited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Whose key stood in the line for it.
+    pub who: (SessionId, u64),
+    /// Since when.
+    pub from: Millis,
+    /// When it was answered.
+    pub to: Millis,
+}
+
+impl History {
+    /// Those who were granted, in the order of the line.
+    fn granted(&self, offset: i64) -> Vec<(&Stood, &Grant)> {
+        let grants: BTreeMap<u64, &Grant> = self.grants.iter().map(|grant| (grant.fence, grant)).collect();
+        let grant = |stood: &Stood| grants.get(&stood.fence(offset)?).copied();
+        let granted = self.line().into_iter().filter_map(|stood| Some((stood, grant(stood)?)));
+        granted.collect()
+    }
+
+    /// Everybody in the order of the line.
+    fn line(&self) -> Vec<&Stood> {
+        let mut line: Vec<&Stood> = self.stood.iter().collect();
+        line.sort_by_key(|stood| stood.spot());
+        line
+    }
+}
+
+/// L1: those who were told at one time that they hold the lock hold no more of it together than there is.
+pub fn l1_exclusion(history: &History, offset: i64) -> Result<(), Broken> {
+    let granted = history.granted(offset);
+    for (stood, grant) in &granted {
+        // Enough to look when a grant begins: at any other time no more hold than did then.
+        let beside = granted.iter().filter(|(other, with)| {
+            other.who != stood.who && with.from <= grant.from && grant.from < with.to
+        });
+        let taken = beside.map(|(other, _)| u64::from(other.share.permits)).sum();
+        if grant.from < grant.to && !stood.share.fits(taken) {
+            return Err(format!("L1: {} was granted beside {taken} permits", grant.fence));
+        }
+    }
+    Ok(())
+}
+
+/// L2: each grant is of one who stood in the line, no two of one, and fences rise strictly along the line.
+pub fn l2_fencing(history: &History, offset: i64) -> Result<(), Broken> {
+    let fences: Vec<u64> = history.line().into_iter().filter_map(|stood| stood.fence(offset)).collect();
+    if let Some([first, second]) = fences.array_windows().find(|[first, second]| first >= second) {
+        return Err(format!("L2: fence {second} stands behind {first}"));
+    }
+    let mut told: Vec<u64> = history.grants.iter().map(|grant| grant.fence).collect();
+    told.sort_unstable();
+    if let Some([twice, _]) = told.array_windows().find(|[first, second]| first == second) {
+        return Err(format!("L2: {twice} was granted twice"));
+    }
+    match told.iter().find(|fence| fences.binary_search(fence).is_err()) {
+        Some(fence) => Err(format!("L2: fence {fence} is of nobody who stood in the line")),
+        None => Ok(()),
+    }
+}
+
+/// L3: see [`super::l3_fenced_resource`]; of exclusive holders alone.
+pub fn l3_fenced_resource(history: &History) -> Result<(), Broken> {
+    match history.accepted.windows(2).find(|pair| pair[0] > pair[1]) {
+        Some(pair) => Err(format!("L3: a write of {} was taken after one of {}", pair[1], pair[0])),
+        None => Ok(()),
+    }
+}
+
+/// L4: nobody was granted by a session that was dead or under a definition that was gone.
+pub fn l4_local_truth(history: &History) -> Result<(), Broken> {
+    if let Some(grant) = history.grants.iter().find(|grant| !grant.session_alive) {
+        return Err(format!("L4: {} was granted to a dead session", grant.fence));
+    }
+    match history.grants.iter().find(|grant| !grant.definition_in_force) {
+        Some(grant) => Err(format!("L4: {} was granted under a definition that was gone", grant.fence)),
+        None => Ok(()),
+    }
+}
+
+/// L5: whoever waits in vain waits for somebody: not for longer than `bound` was there room beside those before it.
+pub fn l5_liveness(history: &History, bound: Millis) -> Result<(), Broken> {
+    for wait in &history.vain {
+        let Some(own) = history.stood.iter().find(|stood| stood.who == wait.who) else { continue };
+        let before: Vec<&Stood> = history.stood.iter().filter(|stood| stood.spot() < own.spot()).collect();
+        let room_at = |at: Millis| {
+            let stand = before.iter().filter(|stood| stood.gone.is_none_or(|gone| gone > at));
+            own.share.fits(stand.map(|stood| u64::from(stood.share.permits)).sum())
+        };
+        let leaves = before.iter().filter_map(|stood| stood.gone).filter(|gone| *gone > wait.from);
+        let room_since = leaves.chain([wait.from]).filter(|at| room_at(*at)).min();
+        if room_since.is_some_and(|since| wait.to.saturating_sub(since) > bound) {
+            return Err(format!("L5: {:?} waited from {} to {} for nobody", wait.who, wait.from, wait.to));
+        }
+    }
+    Ok(())
+}
+
+/// L6: of two who leave each other no room, the first in the line is granted first, over all sidecars; those who were
+/// never granted excepted.
+pub fn l6_order(history: &History, offset: i64) -> Result<(), Broken> {
+    let granted = history.granted(offset);
+    for (at, (stood, grant)) in granted.iter().enumerate() {
+        let behind = &granted[at + 1..];
+        if let Some((_, early)) = behind.iter().find(|(other, early)| {
+            early.from < grant.from && (stood.excludes(other) || other.excludes(stood))
+        }) {
+            return Err(format!("L6: {} was granted before {}", early.fence, grant.fence));
+        }
+    }
+    Ok(())
+}
+
+/// L7: a release or renewal with a token that is not the holder's changes nothing.
+pub fn l7_wrong_token(history: &History) -> Result<(), Broken> {
+    match history.forged.first() {
+        Some(call) => Err(format!("L7: {call}")),
+        None => Ok(()),
+    }
+}
+
+/// All seven.
+pub fn all(history: &History, offset: i64, bound: Millis) -> Result<(), Broken> {
+    l1_exclusion(history, offset)?;
+    l2_fencing(history, offset)?;
+    l3_fenced_resource(history)?;
+    l4_local_truth(history)?;
+    l5_liveness(history, bound)?;
+    l6_order(history, offset)?;
+    l7_wrong_token(history)
+}

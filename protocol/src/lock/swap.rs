@@ -1,0 +1,368 @@
+//! One key of a lock of mode [`Mode::CompareAndSwap`] or [`Mode::Lease`]: whoever puts the holder's key has it.
+//!
+//! Callers of the sidecar stand in one line, and the first of them tries for all: there is one plan under way at a
+//! time, so that a lock let go wakes one attempt a sidecar. What is granted is believed until the lease it stands
+//! under may have run out; what was said to be lost is never held again.
+
+mod landing;
+
+use std::collections::VecDeque;
+
+use super::{
+    Caller, Effect, Found, Holder, Input, Mode, Rejected, Reply, Request, Rival, Seen, Token,
+    machine::{PATIENCE, REMEMBERED, STALL},
+};
+use crate::{Key, Millis, Name, Now, SessionId};
+
+/// The machine. See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Swap {
+    lock: Name,
+    key: Name,
+    mode: Mode,
+    /// What a restored etcd's revisions are raised by, for the fence.
+    offset: i64,
+    phase: Phase,
+    line: VecDeque<Waiter>,
+    /// The holder's key as of the latest revision that was seen.
+    seen: (i64, Option<Found>),
+    /// Nothing is tried before, monotonic; 0 unless the last plan failed.
+    retry_at: Millis,
+    /// Session under which a plan of unknown outcome may have taken the lock, or may yet.
+    doubt: Option<SessionId>,
+    ended: VecDeque<(Token, End)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Phase {
+    /// Nothing of ours.
+    Idle,
+    /// A plan to acquire is under way; for nobody, if the caller was answered meanwhile.
+    Trying { holder: Holder, ttl: Millis, since: Millis, waiter: Option<Waiter> },
+    /// One of our callers has it.
+    Held(Grant),
+    /// A plan to release is under way, or waits to be tried again.
+    Freeing { revision: i64, token: Option<Token>, callers: Vec<Caller>, under_way: bool },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Waiter {
+    request: Request,
+    asked: Millis,
+    deadline: Millis,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Grant {
+    caller: Caller,
+    token: Token,
+    revision: i64,
+    holder: Holder,
+    ttl: Millis,
+    /// Ends then unless renewed.
+    until: Millis,
+    /// Ends then in any case.
+    limit: Millis,
+    /// Until when the lease it stands under is believed.
+    believed: Millis,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum End {
+    Released,
+    Lost,
+}
+
+impl Grant {
+    /// When it ends as far as is known.
+    fn end(&self) -> Millis {
+        self.until.min(self.believed)
+    }
+
+    fn rival(&self, now: Now) -> Rival {
+        let expires_in = Some(self.end().saturating_sub(now.monotonic));
+        Rival { holder: self.holder.clone(), expires_in }
+    }
+}
+
+impl Swap {
+    /// See [`Machine::new`](super::Machine::new).
+    pub(super) fn new(lock: Name, key: Name, offset: i64, mode: Mode) -> Self {
+        Self {
+            lock,
+            key,
+            mode,
+            offset,
+            phase: Phase::Idle,
+            line: VecDeque::new(),
+            seen: (0, None),
+            retry_at: 0,
+            doubt: None,
+            ended: VecDeque::new(),
+        }
+    }
+
+    /// One step. Refused, it changes nothing.
+    pub(super) fn step(&mut self, input: Input, now: Now) -> Result<Vec<Effect>, Rejected> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Acquire(request) => self.acquire(request, now)?,
+            Input::Cancel(caller) => self.cancel(caller, &mut effects),
+            Input::Renew { caller, token, believed } => {
+                effects.push(Effect::Reply(caller, Ok(self.renew(token, believed, now)?)));
+            }
+            Input::Release { caller, token } => self.release(caller, token, &mut effects)?,
+            Input::Landed { outcome, believed } => self.landed(outcome, believed, now, &mut effects)?,
+            Input::Seen(seen) => self.shown(seen),
+            Input::Defined(created) => self.defined(created, i64::MAX, &mut effects),
+            Input::Lost(session) => self.lost(&session, &mut effects),
+            Input::Tick { believed } => self.tick(believed, now, &mut effects),
+            Input::Drain => self.drain(&mut effects),
+            Input::Freed(_) => return Err(Rejected::NothingUnderWay),
+        }
+        self.advance(now, &mut effects);
+        Ok(effects)
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    pub(super) fn lease(&self) -> Option<(SessionId, Millis)> {
+        match &self.phase {
+            Phase::Trying { holder, ttl, .. } => Some((holder.session.clone(), *ttl)),
+            Phase::Held(grant) => Some((grant.holder.session.clone(), grant.ttl)),
+            Phase::Idle | Phase::Freeing { .. } => None,
+        }
+    }
+
+    pub(super) fn wake_at(&self) -> Option<Millis> {
+        let phase = match &self.phase {
+            Phase::Idle => self.wants().then_some(self.retry_at),
+            Phase::Trying { waiter, .. } => waiter.as_ref().map(|waiter| waiter.deadline),
+            Phase::Held(grant) => Some(grant.end()),
+            Phase::Freeing { under_way, .. } => (!under_way).then_some(self.retry_at),
+        };
+        self.line.iter().map(|waiter| waiter.deadline).chain(phase).min()
+    }
+
+    /// Somebody waits for a foreign holder, or a plan may have landed unnoticed.
+    pub(super) fn watches(&self) -> bool {
+        self.doubt.is_some() || matches!(self.phase, Phase::Idle) && !self.line.is_empty()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle) && self.line.is_empty() && self.doubt.is_none()
+    }
+
+    pub(super) fn waiters(&self) -> usize {
+        self.line.len() + usize::from(matches!(&self.phase, Phase::Trying { waiter: Some(_), .. }))
+    }
+
+    pub(super) fn waiting_since(&self) -> Option<Millis> {
+        match &self.phase {
+            Phase::Trying { waiter: Some(waiter), .. } => Some(waiter.asked),
+            _ => self.line.front().map(|waiter| waiter.asked),
+        }
+    }
+
+    pub(super) fn grant(&self) -> Option<(i64, Millis)> {
+        match &self.phase {
+            Phase::Held(grant) => Some((grant.revision, grant.end())),
+            _ => None,
+        }
+    }
+
+    fn acquire(&mut self, request: Request, now: Now) -> Result<(), Rejected> {
+        if request.wait == 0
+            && let Some(rival) = self.rival(now)
+        {
+            return Err(Rejected::Held(rival));
+        }
+        if self.line.len() >= request.max_waiters {
+            return Err(Rejected::Full);
+        }
+        if !self.watches() {
+            self.seen.1 = None;
+        }
+        let wait = if request.wait == 0 { PATIENCE } else { request.wait };
+        let deadline = now.monotonic.saturating_add(wait);
+        self.line.push_back(Waiter { request, asked: now.monotonic, deadline });
+        Ok(())
+    }
+
+    /// Who is known to hold the lock at this moment.
+    fn rival(&self, now: Now) -> Option<Box<Rival>> {
+        match (&self.phase, &self.seen.1) {
+            (Phase::Held(grant), _) if now.monotonic < grant.end() => Some(Box::new(grant.rival(now))),
+            (Phase::Idle, Some(found)) if self.watches() => {
+                Some(Box::new(Rival { holder: found.holder.clone(), expires_in: None }))
+            }
+            _ => None,
+        }
+    }
+
+    fn cancel(&mut self, caller: Caller, effects: &mut Vec<Effect>) {
+        self.line.retain(|waiter| waiter.request.caller != caller);
+        match &mut self.phase {
+            Phase::Trying { waiter, .. } => {
+                waiter.take_if(|waiter| waiter.request.caller == caller);
+            }
+            Phase::Held(grant) if grant.caller == caller => self.end(End::Released, Vec::new(), effects),
+            Phase::Freeing { callers, .. } => callers.retain(|other| *other != caller),
+            Phase::Idle | Phase::Held(_) => {}
+        }
+    }
+
+    fn renew(&mut self, token: Token, believed: Millis, now: Now) -> Result<Reply, Rejected> {
+        let Phase::Held(grant) = &mut self.phase else { return Err(self.not_held(token)) };
+        if grant.token != token {
+            return Err(self.not_held(token));
+        }
+        let believed = believed.max(grant.believed);
+        if now.monotonic >= grant.until.min(believed) {
+            return Err(Rejected::Lost);
+        }
+        grant.believed = believed;
+        grant.until = grant.until.max(now.monotonic.saturating_add(grant.ttl)).min(grant.limit);
+        Ok(Reply::Renewed { expires_in: grant.end() - now.monotonic })
+    }
+
+    fn release(&mut self, caller: Caller, token: Token, effects: &mut Vec<Effect>) -> Result<(), Rejected> {
+        match &mut self.phase {
+            Phase::Held(grant) if grant.token == token => self.end(End::Released, vec![caller], effects),
+            Phase::Freeing { token: Some(freed), callers, .. } if *freed == token => callers.push(caller),
+            _ if self.ended.contains(&(token, End::Released)) => {
+                effects.push(Effect::Reply(caller, Ok(Reply::Released)));
+            }
+            _ => return Err(self.not_held(token)),
+        }
+        Ok(())
+    }
+
+    fn not_held(&self, token: Token) -> Rejected {
+        if self.ended.contains(&(token, End::Lost)) { Rejected::Lost } else { Rejected::Mismatch }
+    }
+
+    /// Ends the grant: the key is freed, and `callers` are told.
+    fn end(&mut self, end: End, callers: Vec<Caller>, effects: &mut Vec<Effect>) {
+        let Phase::Held(grant) = &self.phase else { return };
+        let (revision, token) = (grant.revision, grant.token);
+        match end {
+            End::Released => self.free(revision, Some(token), callers),
+            End::Lost => {
+                self.lose(token, effects);
+                self.free(revision, None, callers);
+            }
+        }
+    }
+
+    /// From now on the grant is said to be lost.
+    fn lose(&mut self, token: Token, effects: &mut Vec<Effect>) {
+        self.remember(token, End::Lost);
+        effects.push(Effect::Lost(token));
+    }
+
+    fn free(&mut self, revision: i64, token: Option<Token>, callers: Vec<Caller>) {
+        self.retry_at = 0;
+        self.phase = Phase::Freeing { revision, token, callers, under_way: false };
+    }
+
+    fn remember(&mut self, token: Token, end: End) {
+        if self.ended.len() == REMEMBERED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back((token, end));
+    }
+
+    /// Takes in what the watch shows.
+    fn shown(&mut self, seen: Seen) {
+        match seen {
+            Seen::All { revision, entries } => self.see(revision, entries.iter().find_map(Found::read)),
+            Seen::Put(entry) => {
+                if let Some(found) = Found::read(&entry) {
+                    self.see(found.revision, Some(found));
+                }
+            }
+            Seen::Deleted { key: Key::Holder { .. }, revision } => self.see(revision, None),
+            Seen::Deleted { .. } => {}
+        }
+    }
+
+    fn see(&mut self, revision: i64, found: Option<Found>) {
+        if revision >= self.seen.0 {
+            self.seen = (revision, found);
+        }
+    }
+
+    /// As of `revision` the definition is the one created at `created`, or none.
+    fn defined(&mut self, created: Option<i64>, revision: i64, effects: &mut Vec<Effect>) {
+        let why = if created.is_some() { Rejected::Replaced } else { Rejected::Deleted };
+        self.reject(&why, effects, |request| {
+            request.definition <= revision && Some(request.definition) != created
+        });
+    }
+
+    fn lost(&mut self, session: &SessionId, effects: &mut Vec<Effect>) {
+        self.doubt.take_if(|doubt| doubt == session);
+        self.reject(&Rejected::Lost, effects, |request| request.session == *session);
+    }
+
+    fn tick(&mut self, believed: Millis, now: Now, effects: &mut Vec<Effect>) {
+        if let Phase::Held(grant) = &mut self.phase {
+            grant.believed = grant.believed.max(believed);
+            if now.monotonic >= grant.until {
+                self.end(End::Lost, Vec::new(), effects);
+            } else if now.monotonic >= grant.believed {
+                // Its key goes with its lease: there may be no etcd to delete it from.
+                let token = grant.token;
+                self.phase = Phase::Idle;
+                self.lose(token, effects);
+            }
+        }
+        let rival = self.rival(now);
+        let stalled = self.stalled(now);
+        let over = |waiter: &mut Waiter| waiter.deadline <= now.monotonic;
+        if let Phase::Trying { waiter, .. } = &mut self.phase
+            && let Some(waiter) = waiter.take_if(over)
+        {
+            let unavailable = stalled || waiter.request.wait == 0;
+            let why =
+                if unavailable { Rejected::Unavailable { unknown: true } } else { Rejected::TimedOut(None) };
+            effects.push(Effect::Reply(waiter.request.caller, Err(why)));
+        }
+        let why = if stalled { Rejected::Unavailable { unknown: false } } else { Rejected::TimedOut(rival) };
+        self.line.retain_mut(|waiter| {
+            let over = over(waiter);
+            if over {
+                effects.push(Effect::Reply(waiter.request.caller, Err(why.clone())));
+            }
+            !over
+        });
+    }
+
+    fn stalled(&self, now: Now) -> bool {
+        self.retry_at > 0
+            || matches!(self.phase, Phase::Trying { since, .. } if since + STALL <= now.monotonic)
+    }
+
+    fn drain(&mut self, effects: &mut Vec<Effect>) {
+        self.reject(&Rejected::Unavailable { unknown: false }, effects, |_| true);
+        self.end(End::Released, Vec::new(), effects);
+    }
+
+    /// Sends away whoever waits and is meant, the one tried for too.
+    fn reject(&mut self, why: &Rejected, effects: &mut Vec<Effect>, meant: impl Fn(&Request) -> bool) {
+        let mut reject = |request: &Request| {
+            let meant = meant(request);
+            if meant {
+                effects.push(Effect::Reply(request.caller, Err(why.clone())));
+            }
+            meant
+        };
+        if let Phase::Trying { waiter, .. } = &mut self.phase {
+            waiter.take_if(|waiter| reject(&waiter.request));
+        }
+        self.line.retain(|waiter| !reject(&waiter.request));
+    }
+}

@@ -1,0 +1,490 @@
+//! One machine of a fair lock alone: what the model has no room for, and what each invariant of a line must find.
+
+#![allow(clippy::panic, clippy::unwrap_used)]
+
+use concordat_protocol::{
+    Answer, Entry, Key, Lease, Now, Plan, Range, Record, Write,
+    lock::{
+        Caller, Effect, Failure, Fence, Holder, Input, Machine, Mode, Rejected, Reply, Request, Seen, Shadow,
+        Share, Token, Waiter, fair,
+        invariant::{
+            Grant,
+            line::{self, History, Stood, Wait},
+        },
+        machine,
+    },
+};
+
+const BELIEVED: u64 = 90_000;
+const DELAY: u64 = 30_000;
+
+fn at(monotonic: u64) -> Now {
+    Now { monotonic, unix: monotonic }
+}
+
+fn request(caller: u64, wait: u64) -> Request {
+    Request {
+        caller: Caller(caller),
+        token: Token(u128::from(caller)),
+        session: "s".into(),
+        pod: "pod".into(),
+        owner: "owner".into(),
+        definition: 2,
+        mode: Mode::FairQueue,
+        wait,
+        max_waiters: 2_000,
+        share: Share::EXCLUSIVE,
+        lock_delay: 0,
+        ttl: 5_000,
+        max_hold: 0,
+        renew: false,
+    }
+}
+
+/// A machine, and the revisions that its etcd would give.
+struct Run {
+    machine: Machine,
+    believed: u64,
+    revision: i64,
+    /// The plan under way that puts, and the one that deletes.
+    puts: Option<Plan>,
+    deletes: Option<Plan>,
+    /// All that was asked of etcd.
+    plans: usize,
+}
+
+impl Run {
+    fn new() -> Self {
+        let machine = Machine::new("orders".into(), "c42".into(), 0, Mode::FairQueue);
+        Self { machine, believed: BELIEVED, revision: 10, puts: None, deletes: None, plans: 0 }
+    }
+
+    fn step(&mut self, input: Input, now: u64) -> Result<Vec<Effect>, Rejected> {
+        let believed = self.believed;
+        self.machine.believe(|_, _| believed);
+        let effects = self.machine.step(input, at(now))?;
+        for effect in &effects {
+            match effect {
+                Effect::Commit(plan) => assert!(self.puts.replace(plan.clone()).is_none()),
+                Effect::Free(plan) => assert!(self.deletes.replace(plan.clone()).is_none()),
+                _ => continue,
+            }
+            self.plans += 1;
+        }
+        Ok(effects)
+    }
+
+    fn tell(&mut self, input: Input, now: u64) -> Vec<Effect> {
+        self.step(input, now).unwrap()
+    }
+
+    fn acquire(&mut self, request: Request, now: u64) -> Vec<Effect> {
+        self.tell(Input::Acquire(request), now)
+    }
+
+    /// What the plan under way puts, as it stands once it has landed at the next revision.
+    fn put(&mut self) -> Vec<Entry> {
+        self.revision += 1;
+        let plan = self.puts.take().unwrap();
+        let entry = |write| match write {
+            Write::Put(key, record, _) => {
+                Entry { key, record, create_revision: self.revision, mod_revision: self.revision }
+            }
+            Write::Delete(_) => panic!("it deletes"),
+        };
+        plan.writes.into_iter().map(entry).collect()
+    }
+
+    /// The plan that puts lands, in the line of `before`; then the watch shows the same.
+    fn lands_behind(&mut self, before: &[Entry], now: u64) -> Vec<Effect> {
+        let mut entries = before.to_vec();
+        entries.extend(self.put());
+        let answer = Answer { held: true, revision: self.revision, reads: vec![entries.clone()] };
+        let effects = self.tell(Input::Landed { outcome: Ok(answer), believed: 0 }, now);
+        if self.machine.watches() {
+            assert!(granted(&self.tell(all(self.revision, &entries), now)).is_empty(), "nothing new");
+        }
+        effects
+    }
+
+    /// The plan that deletes lands.
+    fn frees(&mut self, now: u64) -> Vec<Effect> {
+        self.revision += 1;
+        self.deletes.take().unwrap();
+        let answer = Answer { held: true, revision: self.revision, reads: Vec::new() };
+        self.tell(Input::Freed(Ok(answer)), now)
+    }
+
+    fn release(&mut self, token: u64, now: u64) -> Vec<Effect> {
+        let (caller, token) = (Caller(1_000_000 + token), Token(u128::from(token)));
+        self.tell(Input::Release { caller, token }, now)
+    }
+
+    fn held(&mut self, caller: u64) {
+        self.acquire(request(caller, 0), 0);
+        assert!(is_granted(&self.lands_behind(&[], 0), caller));
+    }
+}
+
+fn key(session: &str, number: u64) -> Key {
+    Key::Waiter { lock: "orders".into(), key: "c42".into(), session: session.into(), number }
+}
+
+fn shadow_key(session: &str, number: u64) -> Key {
+    Key::Shadow { lock: "orders".into(), key: "c42".into(), session: session.into(), number }
+}
+
+fn holder() -> Holder {
+    Holder { session: "other".into(), pod: "elsewhere".into(), owner: "rival".into(), since: 0 }
+}
+
+fn rival(number: u64, revision: i64, share: Share) -> Entry {
+    let record = Waiter { holder: holder(), share, place: 0 }.into();
+    Entry { key: key("other", number), record, create_revision: revision, mod_revision: revision }
+}
+
+fn shadow(number: u64, revision: i64) -> Entry {
+    let record: Record = Shadow { holder: holder(), share: Share::EXCLUSIVE, delay: DELAY }.into();
+    Entry { key: shadow_key("other", number), record, create_revision: revision, mod_revision: revision }
+}
+
+fn all(revision: i64, entries: &[Entry]) -> Input {
+    Input::Seen(Seen::All { revision, entries: entries.to_vec() })
+}
+
+fn gone(key: Key, revision: i64) -> Input {
+    Input::Seen(Seen::Deleted { key, revision })
+}
+
+fn reply(effects: &[Effect], caller: u64) -> Option<&Result<Reply, Rejected>> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Reply(of, reply) if *of == Caller(caller) => Some(reply),
+        _ => None,
+    })
+}
+
+fn granted(effects: &[Effect]) -> Vec<u64> {
+    let granted = effects.iter().filter_map(|effect| match effect {
+        Effect::Reply(caller, Ok(Reply::Granted { .. })) => Some(caller.0),
+        _ => None,
+    });
+    granted.collect()
+}
+
+fn is_granted(effects: &[Effect], caller: u64) -> bool {
+    granted(effects) == [caller]
+}
+
+/// Pitfall 9: however many wait, a release is one grant and one deletion.
+#[test]
+fn a_thousand_waiters_are_granted_one_by_one_in_their_order() {
+    let mut run = Run::new();
+    run.held(1);
+    for caller in 2..=1_000 {
+        assert_eq!(granted(&run.acquire(request(caller, 600_000), 0)), []);
+    }
+    let mut line = vec![Entry { key: key("s", 1), ..rival(1, 11, Share::EXCLUSIVE) }];
+    while let Some(plan) = &run.puts {
+        assert!(plan.writes.len() <= fair::TOGETHER);
+        let before = line.clone();
+        line.extend(plan.writes.iter().filter_map(|write| match write {
+            Write::Put(key, record, _) => {
+                let revision = run.revision + 1;
+                let (key, record) = (key.clone(), record.clone());
+                Some(Entry { key, record, create_revision: revision, mod_revision: revision })
+            }
+            Write::Delete(_) => None,
+        }));
+        run.lands_behind(&before, 0);
+    }
+    assert_eq!(run.machine.waiters(), 999);
+    assert!(run.machine.watches());
+    let before = run.plans;
+    let mut last = 0;
+    for caller in 1..=999 {
+        let effects = run.release(caller, 1);
+        assert!(is_granted(&effects, caller + 1), "at once, and nobody else");
+        let Some(Ok(Reply::Granted { fence, .. })) = reply(&effects, caller + 1) else { panic!() };
+        assert!(fence.get() > last);
+        last = fence.get();
+        run.frees(1);
+    }
+    assert_eq!(run.plans - before, 999, "a release is one plan");
+}
+
+#[test]
+fn readers_share_and_a_writer_waits_for_them_and_keeps_later_ones_waiting() {
+    let mut run = Run::new();
+    let reader = |caller| Request { share: Share::READER, ..request(caller, 60_000) };
+    run.acquire(reader(1), 0);
+    assert!(is_granted(&run.lands_behind(&[rival(1, 3, Share::READER)], 0), 1));
+    run.acquire(request(2, 60_000), 0);
+    let own = |number, revision, share| {
+        let entry = rival(number, revision, share);
+        Entry { key: key("s", number), ..entry }
+    };
+    let line = [rival(1, 3, Share::READER), own(1, 11, Share::READER)];
+    assert_eq!(granted(&run.lands_behind(&line, 0)), []);
+    run.acquire(reader(3), 0);
+    let line = [line.as_slice(), &[own(2, 12, Share::EXCLUSIVE)]].concat();
+    assert_eq!(granted(&run.lands_behind(&line, 0)), [], "the writer came first");
+    run.tell(all(13, &[line.as_slice(), &[own(3, 13, Share::READER)]].concat()), 0);
+    assert_eq!(granted(&run.release(1, 0)), [], "a reader elsewhere holds it still");
+    assert!(is_granted(&run.tell(gone(key("other", 1), 14), 0), 2));
+    assert!(is_granted(&run.release(2, 0), 3));
+}
+
+#[test]
+fn permits_are_given_in_order_even_if_a_later_request_would_fit() {
+    let mut run = Run::new();
+    let asks = |caller, permits| Request { share: Share::permits(permits, 5), ..request(caller, 60_000) };
+    let line = [rival(1, 3, Share::permits(3, 5)), rival(2, 4, Share::permits(1, 5))];
+    run.acquire(asks(1, 2), 0);
+    assert_eq!(granted(&run.lands_behind(&line, 0)), []);
+    run.acquire(asks(2, 1), 0);
+    let own = Entry { key: key("s", 1), ..rival(1, 11, Share::permits(2, 5)) };
+    assert_eq!(granted(&run.lands_behind(&[line.as_slice(), &[own]].concat(), 0)), [], "one permit is free");
+    assert_eq!(granted(&run.tell(gone(key("other", 1), 13), 0)), [1, 2]);
+}
+
+#[test]
+fn who_does_not_wait_leaves_the_line_and_is_told_who_has_it() {
+    let mut run = Run::new();
+    run.acquire(request(1, 0), 0);
+    let told = run.lands_behind(&[rival(1, 3, Share::EXCLUSIVE)], 0);
+    let Some(Err(Rejected::Held(by))) = reply(&told, 1) else { panic!("{told:?}") };
+    assert_eq!((&by.holder, by.expires_in), (&holder(), None));
+    let deletes = run.deletes.clone().unwrap();
+    assert!(deletes.deletes_only() && deletes.compares.is_empty(), "it goes without space too");
+    run.frees(0);
+    assert!(run.machine.is_idle());
+
+    run.held(2);
+    let Err(Rejected::Held(by)) = run.step(Input::Acquire(request(3, 0)), 1_000) else { panic!("held") };
+    assert_eq!(by.expires_in, Some(4_000), "of its own sidecar's callers it is known");
+}
+
+#[test]
+fn no_more_wait_than_may_over_all_sidecars() {
+    let mut run = Run::new();
+    let few = |caller| Request { max_waiters: 2, ..request(caller, 60_000) };
+    let mut line = vec![rival(1, 3, Share::EXCLUSIVE), rival(2, 4, Share::EXCLUSIVE)];
+    run.acquire(few(1), 0);
+    assert_eq!(reply(&run.lands_behind(&line, 0), 1), None, "one waits before it");
+    assert_eq!(run.step(Input::Acquire(few(2)), 0), Err(Rejected::Full), "that is known beforehand");
+
+    let mut run = Run::new();
+    line.push(rival(3, 5, Share::EXCLUSIVE));
+    run.acquire(few(1), 0);
+    assert_eq!(reply(&run.lands_behind(&line, 0), 1), Some(&Err(Rejected::Full)), "or known by then");
+    assert!(run.deletes.is_some());
+
+    let uncontended = Request { max_waiters: 0, ..request(1, 0) };
+    let mut run = Run::new();
+    run.acquire(uncontended, 0);
+    assert!(is_granted(&run.lands_behind(&[], 0), 1), "who need not wait may come");
+}
+
+#[test]
+fn a_wait_that_is_over_leaves_no_key() {
+    for end in [Input::Tick { believed: 0 }, Input::Cancel(Caller(1))] {
+        let mut run = Run::new();
+        run.acquire(request(1, 2_000), 0);
+        run.lands_behind(&[rival(1, 3, Share::EXCLUSIVE)], 0);
+        let over = run.tell(end.clone(), 2_000);
+        if end != Input::Cancel(Caller(1)) {
+            assert!(matches!(reply(&over, 1), Some(Err(Rejected::TimedOut(Some(_))))), "{over:?}");
+        }
+        let deleted = [shadow_key("s", 1), key("s", 1)].map(|key| Write::Delete(Range::One(key)));
+        assert_eq!(run.deletes.as_ref().unwrap().writes, deleted);
+    }
+    // While the plan is under way it is not known whether there is a key.
+    let mut run = Run::new();
+    run.acquire(request(1, 2_000), 0);
+    run.tell(Input::Cancel(Caller(1)), 0);
+    assert!(run.deletes.is_none());
+    run.lands_behind(&[], 0);
+    assert!(run.deletes.is_some());
+}
+
+/// Pitfalls 1 and 2.
+#[test]
+fn a_waiter_whose_lease_is_over_is_told_and_never_granted() {
+    let mut run = Run::new();
+    run.acquire(request(1, 60_000), 0);
+    run.lands_behind(&[rival(1, 3, Share::EXCLUSIVE)], 0);
+    assert_eq!(run.machine.wake_at(), Some(60_000), "belief lasts longer");
+    run.believed = 5;
+    run.tell(Input::Tick { believed: 0 }, 0);
+    assert_eq!(run.machine.wake_at(), Some(5));
+    let told = run.tell(Input::Tick { believed: 0 }, 5);
+    assert_eq!(reply(&told, 1), Some(&Err(Rejected::Lost)));
+    assert_eq!(granted(&run.tell(gone(key("other", 1), 20), 6)), []);
+
+    let mut run = Run::new();
+    run.acquire(request(1, 60_000), 0);
+    run.lands_behind(&[rival(1, 3, Share::EXCLUSIVE)], 0);
+    let told = run.tell(gone(key("s", 1), 20), 1);
+    assert_eq!(reply(&told, 1), Some(&Err(Rejected::Lost)), "its key is gone");
+}
+
+#[test]
+fn what_nobody_renews_is_lost_and_its_shadow_stays() {
+    let mut run = Run::new();
+    run.acquire(Request { lock_delay: DELAY, ..request(1, 0) }, 0);
+    let puts = &run.puts.as_ref().unwrap().writes;
+    assert!(matches!(&puts[1], Write::Put(Key::Shadow { .. }, Record::Shadow(_), Lease::Forever)));
+    run.lands_behind(&[], 0);
+    let renew = || Input::Renew { caller: Caller(9), token: Token(1), believed: 0 };
+    let renewed = run.tell(renew(), 4_000);
+    assert_eq!(reply(&renewed, 9), Some(&Ok(Reply::Renewed { expires_in: 5_000 })));
+    run.tell(Input::Tick { believed: 0 }, 5_000);
+    assert_eq!(run.machine.wake_at(), Some(9_000));
+    let lost = run.tell(Input::Tick { believed: 0 }, 9_000);
+    assert!(lost.contains(&Effect::Lost(Token(1))));
+    let deletes = run.deletes.clone().unwrap().writes;
+    assert_eq!(deletes, [Write::Delete(Range::One(key("s", 1)))], "so that others keep the lock-delay");
+    assert_eq!(run.step(renew(), 9_001), Err(Rejected::Lost));
+    run.frees(9_001);
+
+    // Its own sidecar keeps it too.
+    run.acquire(request(2, 60_000), 9_002);
+    let shadow = Entry { key: shadow_key("s", 1), ..shadow(1, 11) };
+    assert_eq!(granted(&run.lands_behind(&[shadow], 9_002)), []);
+    assert_eq!(run.machine.wake_at(), Some(9_002 + DELAY));
+    let over = run.tell(Input::Tick { believed: 0 }, 9_002 + DELAY);
+    assert!(is_granted(&over, 2));
+    assert!(run.deletes.unwrap().writes.contains(&Write::Delete(Range::One(shadow_key("s", 1)))));
+}
+
+/// Pitfall 13, of the others' holders.
+#[test]
+fn a_lock_delay_follows_a_loss_and_no_release() {
+    let line = [rival(1, 3, Share::EXCLUSIVE), shadow(1, 3), rival(2, 4, Share::EXCLUSIVE), shadow(2, 4)];
+    let mut run = Run::new();
+    run.acquire(request(1, 600_000), 0);
+    run.lands_behind(&line, 0);
+    let mut seen = line.to_vec();
+    seen.push(Entry { key: key("s", 1), ..rival(1, 11, Share::EXCLUSIVE) });
+    run.tell(all(12, &seen), 0);
+    // The second goes before its turn: nobody need wait for what never held the lock.
+    run.tell(gone(key("other", 2), 13), 1_000);
+    assert_eq!(granted(&run.tell(gone(key("other", 1), 14), 2_000)), [], "lost");
+    assert_eq!(granted(&run.tell(Input::Tick { believed: 0 }, 1_999 + DELAY)), []);
+    assert!(is_granted(&run.tell(Input::Tick { believed: 0 }, 2_000 + DELAY), 1));
+    let deletes = run.deletes.unwrap().writes;
+    for shadow in [shadow_key("other", 1), shadow_key("other", 2)] {
+        assert!(deletes.contains(&Write::Delete(Range::One(shadow))), "cleared away");
+    }
+
+    let mut run = Run::new();
+    run.acquire(request(1, 600_000), 0);
+    run.lands_behind(&line[..2], 0);
+    run.tell(gone(shadow_key("other", 1), 13), 1_000);
+    assert!(is_granted(&run.tell(gone(key("other", 1), 13), 1_000), 1), "let go");
+}
+
+#[test]
+fn a_deletion_is_sent_until_it_is_known_and_a_release_may_be_repeated() {
+    let mut run = Run::new();
+    run.held(1);
+    run.release(1, 0);
+    assert!(granted(&run.tell(Input::Release { caller: Caller(8), token: Token(1) }, 0)).is_empty());
+    run.deletes.take().unwrap();
+    let failed = run.tell(Input::Freed(Err(Failure::Unknown)), 0);
+    assert!(failed.is_empty(), "nobody is told what is not known");
+    let again = run.machine.wake_at().unwrap();
+    assert_eq!(again, machine::RETRY);
+    run.tell(Input::Tick { believed: 0 }, again);
+    let told = run.frees(again);
+    assert_eq!(reply(&told, 1_000_001), Some(&Ok(Reply::Released)));
+    assert_eq!(reply(&told, 8), Some(&Ok(Reply::Released)));
+    assert_eq!(reply(&run.release(1, again), 1_000_001), Some(&Ok(Reply::Released)));
+    let other = Input::Release { caller: Caller(5), token: Token(7) };
+    assert_eq!(run.step(other, again), Err(Rejected::Mismatch));
+}
+
+/// Pitfall 5: a plan of unknown outcome lands after all.
+#[test]
+fn a_key_that_lands_for_nobody_is_deleted() {
+    let mut run = Run::new();
+    run.acquire(request(1, 60_000), 0);
+    let own = run.put();
+    let told = run.tell(Input::Landed { outcome: Err(Failure::Unknown), believed: 0 }, 0);
+    assert_eq!(reply(&told, 1), Some(&Err(Rejected::Unavailable { unknown: true })));
+    assert!(run.machine.watches(), "it may land yet");
+    run.tell(all(10, &[]), 0);
+    run.tell(Input::Seen(Seen::Put(own[0].clone())), 0);
+    assert!(run.deletes.is_some());
+    run.frees(0);
+    assert!(run.machine.is_idle());
+}
+
+#[test]
+fn a_definition_made_anew_ends_the_wait_and_not_the_grant() {
+    let mut run = Run::new();
+    run.held(1);
+    run.acquire(request(2, 60_000), 0);
+    let told = run.tell(Input::Defined(Some(99)), 0);
+    assert_eq!(reply(&told, 2), Some(&Err(Rejected::Replaced)));
+    let renew = Input::Renew { caller: Caller(9), token: Token(1), believed: 0 };
+    assert!(run.step(renew, 1).is_ok());
+}
+
+fn stood(number: u64, revision: i64, share: Share, gone: Option<u64>) -> Stood {
+    Stood { revision, who: ("s".into(), number), place: 0, share, gone }
+}
+
+fn grant(revision: i64, from: u64, to: u64) -> Grant {
+    Grant {
+        caller: ("a".into(), 0),
+        fence: Fence::new(revision, 0, 0).unwrap().get(),
+        from,
+        to,
+        session_alive: true,
+        definition_in_force: true,
+    }
+}
+
+/// Two readers together, a writer after them, and one who waited in vain for the writer.
+fn good() -> History {
+    History {
+        stood: vec![
+            stood(1, 1, Share::READER, Some(300)),
+            stood(2, 2, Share::READER, Some(200)),
+            stood(3, 3, Share::EXCLUSIVE, Some(900)),
+            stood(4, 4, Share::READER, Some(800)),
+        ],
+        grants: vec![grant(2, 100, 200), grant(1, 110, 290), grant(3, 310, 880)],
+        accepted: vec![1 << 10, 3 << 10],
+        vain: vec![Wait { who: ("s".into(), 4), from: 250, to: 800 }],
+        forged: Vec::new(),
+    }
+}
+
+#[test]
+fn each_invariant_finds_the_history_that_breaks_it() {
+    assert_eq!(line::all(&good(), 0, 100), Ok(()));
+    type Spoil = fn(&mut History);
+    let spoils: [(&str, Spoil); 13] = [
+        ("L1", |history| history.grants[1].to = 311),
+        ("L1", |history| history.stood[0].share = Share::EXCLUSIVE),
+        ("L2", |history| history.grants[1].fence = history.grants[0].fence),
+        ("L2", |history| history.grants[2].fence += 9 << 10),
+        ("L2", |history| history.stood[1].revision = 1),
+        ("L3", |history| history.accepted.reverse()),
+        ("L4", |history| history.grants[0].session_alive = false),
+        ("L4", |history| history.grants[0].definition_in_force = false),
+        ("L5", |history| history.stood[2].gone = Some(600)),
+        ("L5", |history| history.vain[0].to = 5_000),
+        ("L6", |history| history.grants[2] = grant(3, 10, 20)),
+        ("L6", |history| history.grants[0].from = 900),
+        ("L7", |history| history.forged.push("a renewal".into())),
+    ];
+    for (broken, spoil) in spoils {
+        let mut history = good();
+        spoil(&mut history);
+        let found = line::all(&history, 0, 100).map_or_else(|found| found, |()| "nothing".into());
+        assert!(found.starts_with(broken), "{broken} is to find it, not: {found}");
+    }
+}
