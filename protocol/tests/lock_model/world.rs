@@ -466,8 +466,7 @@ impl World {
                     state.sidecars[at].under_way = Some(UnderWay { plan, answer: None });
                 }
                 Effect::Reply(caller, reply) => self.reply(state, at, caller, reply.ok()),
-                Effect::Free(_) => panic!("it deletes by the one plan under way"),
-                Effect::Lost(_) => {}
+                Effect::Free(_) | Effect::Lost(_) => {}
             }
         }
         true
