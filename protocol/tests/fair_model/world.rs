@@ -51,7 +51,7 @@ impl Bug {
         let deletes = plan.deletes_only();
         match self {
             Self::LeavesShadow if deletes => {
-                plan.writes.retain(|write| !matches!(write, Write::Delete(Range::One(Key::Shadow { .. }))))
+                plan.writes.retain(|write| !matches!(write, Write::Delete(Range::One(Key::Shadow { .. }))));
             }
             Self::NoShadow => {
                 plan.writes.retain(|write| !matches!(write, Write::Put(Key::Shadow { .. }, ..)));
