@@ -26,6 +26,9 @@ pub struct Command {
     /// How many clients there are at a time.
     #[arg(long, value_delimiter = ',', default_value = "1,16,64,256")]
     clients: Vec<usize>,
+    /// Only the work whose name holds this text.
+    #[arg(long, default_value = "")]
+    only: String,
     /// The sidecar to measure; the one beside this program unless given.
     #[arg(long)]
     sidecar: Option<PathBuf>,
@@ -48,7 +51,7 @@ pub async fn run(command: Command) -> Result<()> {
     report.idle(stage.idle(Duration::from_secs(5)).await?);
     for round in 0..command.rounds {
         for &clients in &command.clients {
-            for work in Work::ALL {
+            for work in Work::ALL.into_iter().filter(|work| work.name().contains(&command.only)) {
                 let figure = work.run(&stage, clients, Duration::from_secs(command.seconds)).await?;
                 eprintln!("round {} · {clients:>3} clients · {:<28} {figure}", round + 1, work.name());
                 report.add(work, clients, figure);
