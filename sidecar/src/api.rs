@@ -1,31 +1,28 @@
 //! The localhost API: routes, and what stands before all of them.
 
+pub mod described;
 pub mod duration;
 pub mod extract;
+pub mod front;
 pub mod guard;
 pub mod idempotency;
 pub mod lock;
 pub mod openapi;
-pub mod parameters;
 pub mod queue;
 pub mod trace;
 pub mod transaction;
 
-use std::sync::Arc;
-
 use axum::{
     Router,
-    middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::get,
 };
 use bytes::Bytes;
-use http::{HeaderValue, Method, Uri, header};
+use http::{Method, Uri, header};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{context::Context, metrics::Metrics, problem::Problem};
-use guard::Token;
-use parameters::{Declared, refuse_unknown};
+use self::{described::Described, front::Front, guard::Token};
+use crate::{context::Context, problem::Problem};
 
 /// All routes of the API, with what describes them.
 pub fn routes() -> OpenApiRouter<Context> {
@@ -36,34 +33,22 @@ pub fn routes() -> OpenApiRouter<Context> {
 }
 
 /// The API as it is served.
-pub fn router(context: Context, token: Option<Token>) -> Router {
+pub fn front(context: Context, token: Option<Token>) -> Front {
     let metrics = context.metrics.clone();
     let (router, description) = routes().split_for_parts();
     let description = serde_json::to_value(&description).unwrap_or_default();
-    let declared = Declared::of(&description);
+    let described = Described::of(&description);
     let description = Bytes::from(description.to_string());
-    let router = router
-        .route_layer(from_fn_with_state(declared, refuse_unknown))
-        .route("/openapi.json", get(async move || json(description.clone())))
-        .with_state(context);
-    guarded(router, token, metrics)
+    let router =
+        router.route("/openapi.json", get(async move || json(description.clone()))).with_state(context);
+    Front::new(refusing(router), described, token, metrics)
 }
 
-/// Puts before a router what stands before every route; a 404 and a 405 are refused by it as well.
-fn guarded(router: Router, token: Option<Token>, metrics: Arc<Metrics>) -> Router {
+/// What is no route is refused by a problem document too.
+fn refusing(router: Router) -> Router {
     router
         .fallback(async |uri: Uri| guard::unknown_route(&uri))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| guard::wrong_method(&method, &uri))
-        .layer(from_fn_with_state(token, guard::guard))
-        .layer(from_fn_with_state(metrics, trace::observe))
-        .layer(from_fn(no_store))
-}
-
-/// Answers tell what is so now: no cache may keep them.
-async fn no_store(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
-    let mut response = next.run(request).await;
-    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    response
 }
 
 fn json(body: Bytes) -> Response {
@@ -77,23 +62,22 @@ pub fn ending() -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, convert::Infallible};
+    use std::{collections::HashSet, convert::Infallible, sync::Arc};
 
     use axum::body::Body;
     use http::{Request, StatusCode};
     use http_body_util::BodyExt;
     use serde_json::Value;
-    use tower::ServiceExt;
 
     use super::*;
 
-    fn app() -> Router {
+    fn app() -> Front {
         let router = Router::new().route("/known", get("yes").post(async |_: extract::Raw| "taken"));
-        guarded(router, None, Arc::default())
+        Front::new(refusing(router), Described::default(), None, Arc::default())
     }
 
     async fn ask(request: http::request::Builder, body: Body) -> (StatusCode, http::HeaderMap, Value) {
-        let response = app().oneshot(request.header("host", "localhost").body(body).unwrap()).await.unwrap();
+        let response = app().answer(request.header("host", "localhost").body(body).unwrap()).await;
         let (parts, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         (parts.status, parts.headers, serde_json::from_slice(&body).unwrap_or_default())
@@ -126,7 +110,7 @@ mod tests {
     #[test]
     fn every_query_parameter_is_described() {
         let description = serde_json::to_value(routes().into_openapi()).unwrap();
-        let declared = Declared::of(&description);
+        let described = Described::of(&description);
         for (method, path, names) in [
             ("POST", "/v1/locks/{lock}/{key}", &["wait"][..]),
             ("POST", "/v1/locks/{lock}", &["wait"]),
@@ -139,7 +123,7 @@ mod tests {
             ("GET", "/v1/transactions/{transaction}/{id}", &["wait"]),
             ("GET", "/v1/transactions/{transaction}", &["limit", "state"]),
         ] {
-            assert_eq!(declared.names(method, path), names, "{method} {path}");
+            assert_eq!(described.at(path).unwrap().parameters(method), names, "{method} {path}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! What every route and engine is given.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use concordat_protocol::App;
 use concordat_store::Store;
@@ -25,9 +25,26 @@ pub struct Identity {
     pub app_port: Option<u16>,
 }
 
-/// The parts of a running sidecar. Cheap to clone.
+/// The parts of a running sidecar. Cheap to clone: each request does.
 #[derive(Clone)]
-pub struct Context {
+pub struct Context(Arc<Parts>);
+
+impl From<Parts> for Context {
+    fn from(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for Context {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What a [`Context`] gives access to.
+pub struct Parts {
     /// etcd.
     pub store: Store,
     /// Custom resources of the namespace.

@@ -1,7 +1,11 @@
 //! What is counted, for `/metrics`: no label names an object, so that the number of series is bounded by the code.
 
-use std::sync::atomic::AtomicU64;
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
+use axum::response::Response;
 use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -14,11 +18,13 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
+use crate::problem::Code;
+
 /// Labels of an operation: the route as it is declared, never as it was called.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Operation {
     /// The route's pattern, `unmatched` for none.
-    pub route: String,
+    pub route: Arc<str>,
     /// The HTTP method.
     pub method: &'static str,
     /// The HTTP status.
@@ -29,7 +35,7 @@ pub struct Operation {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Route {
     /// The route's pattern.
-    pub route: String,
+    pub route: Arc<str>,
     /// The HTTP method.
     pub method: &'static str,
 }
@@ -97,6 +103,16 @@ impl Metrics {
     /// Adds a metric in seconds, named without prefix and unit.
     pub fn register_seconds(&self, name: &str, help: &str, metric: impl Metric) {
         self.registry.lock().register_with_unit(name, help, Unit::Seconds, metric);
+    }
+
+    /// Counts an answer of the API: its route's pattern, its method, and how long it took.
+    pub fn answered(&self, route: Arc<str>, method: &'static str, response: &Response, took: Duration) {
+        if let Some(Code(code)) = response.extensions().get() {
+            self.errors.get_or_create(&ErrorCode { code }).inc();
+        }
+        let status = response.status().as_u16();
+        self.latency.get_or_create(&Route { route: route.clone(), method }).observe(took.as_secs_f64());
+        self.operations.get_or_create(&Operation { route, method, status }).inc();
     }
 
     /// All of it, as OpenMetrics text.

@@ -17,7 +17,7 @@ use crate::{
     api,
     args::{self, LogFormat, Refused, Settings},
     callback::Callbacks,
-    context::{Context, Identity},
+    context::{Context, Identity, Parts},
     definitions::Definitions,
     engine::{lock::LockEngine, queue::QueueEngine, transaction::TransactionEngine},
     failpoint,
@@ -93,7 +93,8 @@ async fn run(settings: Settings) -> Result<()> {
         session = %context.store.session().id,
         "serving"
     );
-    let api = tokio::spawn(serve(api, api::router(context.clone(), settings.token), ending.clone()));
+    let front = api::front(context.clone(), settings.token).into_service();
+    let api = tokio::spawn(serve(api, front, ending.clone()));
 
     signals.recv().await;
     tracing::info!(grace = ?settings.drain_grace, "ending");
@@ -105,7 +106,7 @@ async fn run(settings: Settings) -> Result<()> {
     if tokio::time::timeout(settings.drain_grace, drained).await.is_err() {
         tracing::warn!("the grace is over: what is still under way is left to others");
     }
-    shutdown::close(context).await;
+    shutdown::close(&context).await;
     stop.cancel();
     let _ = tokio::time::timeout(Duration::from_millis(100), admin).await;
     tracing::info!("ended");
@@ -137,7 +138,7 @@ fn start(store: Store, settings: &Settings, metrics: Arc<Metrics>) -> Context {
     });
     let definitions = Definitions::start(&store);
     let callbacks = Callbacks::new(settings.app_port);
-    Context {
+    Parts {
         locks: LockEngine::start(&store, &definitions, &metrics, &identity),
         queues: QueueEngine::start(&store, &definitions, &metrics, &identity),
         transactions: TransactionEngine::start(&store, &definitions, &metrics, &identity, callbacks.clone()),
@@ -147,6 +148,7 @@ fn start(store: Store, settings: &Settings, metrics: Arc<Metrics>) -> Context {
         identity,
         callbacks,
     }
+    .into()
 }
 
 async fn bind<A: tokio::net::ToSocketAddrs + Copy + std::fmt::Debug>(address: A) -> Result<TcpListener> {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::{body::Body, response::Response};
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -21,7 +21,7 @@ use tokio::{
     sync::Semaphore,
 };
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 
 /// Connections at a time; the next one waits.
 const MOST_CONNECTIONS: usize = 4_096;
@@ -36,7 +36,11 @@ const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Serves until `stop`; then takes no further connection, lets each one finish the request it is in, and returns when
 /// the last has ended.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub async fn serve<S>(listener: TcpListener, service: S, stop: CancellationToken)
+where
+    S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
     let (server, graceful) = (server(), GracefulShutdown::new());
     let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
@@ -45,15 +49,11 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             accepted = accept(&listener, &slots) => accepted,
         };
         let Some((stream, slot)) = accepted else { continue };
-        let (spoke, router) = (Arc::new(AtomicBool::new(false)), router.clone());
+        let (spoke, service) = (Arc::new(AtomicBool::new(false)), service.clone());
         let speaks = spoke.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             speaks.store(true, Ordering::Relaxed);
-            let router = router.clone();
-            async move {
-                let Ok(response) = router.oneshot(request.map(Body::new)).await;
-                Ok::<_, Infallible>(response)
-            }
+            service.clone().oneshot(request.map(Body::new))
         });
         let connection = graceful.watch(server.serve_connection(TokioIo::new(stream), service).into_owned());
         tokio::spawn(async move {
@@ -113,7 +113,7 @@ fn server() -> auto::Builder<TokioExecutor> {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
+    use axum::{Router, routing::get};
     use http_body_util::{BodyExt, Empty};
     use hyper::client::conn::http2;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

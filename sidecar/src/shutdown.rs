@@ -55,8 +55,8 @@ async fn withdraw(store: &Store) {
 }
 
 /// Ends the session: what is leased under it goes now, not when it runs out.
-pub async fn close(context: Context) {
-    if tokio::time::timeout(REVOKE, context.store.close()).await.is_err() {
+pub async fn close(context: &Context) {
+    if tokio::time::timeout(REVOKE, context.store.clone().close()).await.is_err() {
         tracing::warn!("etcd does not answer: the session runs out by itself");
     }
 }

@@ -12,10 +12,12 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, request::Parts};
-use http_body_util::{BodyExt, LengthLimitError};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body as _;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::IgnoredAny};
 
+use super::guard;
 use crate::problem::Problem;
 
 /// A body that takes longer to arrive is given up.
@@ -38,28 +40,21 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
     }
 }
 
-/// Reads a whole body.
+/// Reads a whole body of at most [`guard::LARGEST_BODY`] bytes.
 pub async fn read(body: Body) -> Result<Bytes, Problem> {
-    let collected = tokio::time::timeout(BODY_TIMEOUT, body.collect()).await.map_err(|_| {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let collected = Limited::new(body, guard::LARGEST_BODY).collect();
+    let collected = tokio::time::timeout(BODY_TIMEOUT, collected).await.map_err(|_| {
         Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "The request took too long to arrive")
             .detail("the body did not arrive within 30s")
     })?;
     match collected {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if is_length_limit(&error) => Err(super::guard::body_too_large()),
+        Err(error) if error.is::<LengthLimitError>() => Err(guard::body_too_large()),
         Err(error) => Err(Problem::invalid(format!("the body cannot be read: {error}"))),
     }
-}
-
-fn is_length_limit(error: &axum::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if error.is::<LengthLimitError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 /// A JSON body.
@@ -144,6 +139,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
 /// Refuses what a lenient parser would mend: text that is not UTF-8, a parameter given twice.
 fn params(query: &str) -> Result<(), Problem> {
+    if query.is_empty() {
+        return Ok(());
+    }
     let mut names = HashSet::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

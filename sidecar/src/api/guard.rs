@@ -6,15 +6,8 @@
 
 use std::sync::Arc;
 
-use axum::{
-    body::Body,
-    extract::{Request, State},
-    middleware::Next,
-    response::{IntoResponse, Response},
-};
-use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
-use http_body_util::Limited;
-use hyper::body::Body as _;
+use axum::extract::Request;
+use http::{Method, StatusCode, Uri, header};
 use sha2::{Digest, Sha256};
 
 use crate::problem::Problem;
@@ -40,20 +33,11 @@ impl Token {
     }
 }
 
-/// Checks the request's head and bounds its body.
-pub async fn guard(State(token): State<Option<Token>>, request: Request, next: Next) -> Response {
-    if let Err(problem) = admit(&request, token.as_ref()) {
-        let mut response = problem.into_response();
-        // Whoever is still sending a body must not send the next request behind it. (HTTP/2 has streams for that.)
-        if request.version() < Version::HTTP_2 && !request.body().is_end_stream() {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        return response;
-    }
-    next.run(request.map(|body| Body::new(Limited::new(body, LARGEST_BODY)))).await
-}
-
-fn admit(request: &Request, token: Option<&Token>) -> Result<(), Problem> {
+/// Checks a request's head.
+///
+/// # Errors
+/// 400, 401, 403, 413 and 421 with what to change.
+pub(super) fn admit(request: &Request, token: Option<&Token>) -> Result<(), Problem> {
     let headers = request.headers();
     // HTTP/2 has the host in the URI.
     let host = match request.uri().authority() {
@@ -121,6 +105,8 @@ pub fn wrong_method(method: &Method, uri: &Uri) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+
     use super::*;
 
     fn request(headers: &[(&str, &str)]) -> Request {

@@ -9,8 +9,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{Request, State},
-    middleware::Next,
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -89,16 +88,24 @@ impl Replays {
     }
 }
 
-/// Answers a request that repeats its `Idempotency-Key` what the first one was answered: a layer for single routes.
-pub async fn replay(State(replays): State<Replays>, request: Request, next: Next) -> Response {
-    match run(&replays, request, next).await {
+/// Answers a request that repeats its `Idempotency-Key` what the first one was answered; `run` answers the first.
+pub async fn replay(
+    replays: &Replays,
+    request: Request,
+    run: impl AsyncFnOnce(Request) -> Response,
+) -> Response {
+    match remember(replays, request, run).await {
         Ok(response) => response,
         Err(problem) => problem.into_response(),
     }
 }
 
-async fn run(replays: &Replays, request: Request, next: Next) -> Result<Response, Problem> {
-    let Some(key) = extract::header(request.headers(), HEADER)? else { return Ok(next.run(request).await) };
+async fn remember(
+    replays: &Replays,
+    request: Request,
+    run: impl AsyncFnOnce(Request) -> Response,
+) -> Result<Response, Problem> {
+    let Some(key) = extract::header(request.headers(), HEADER)? else { return Ok(run(request).await) };
     if !(1..=LONGEST_KEY).contains(&key.len()) {
         return Err(Problem::invalid(format!("header Idempotency-Key: write 1 to {LONGEST_KEY} bytes")));
     }
@@ -115,7 +122,7 @@ async fn run(replays: &Replays, request: Request, next: Next) -> Result<Response
         *response.headers_mut() = remembered.headers;
         return Ok(response);
     }
-    let (head, body) = next.run(Request::from_parts(parts, Body::from(body))).await.into_parts();
+    let (head, body) = run(Request::from_parts(parts, Body::from(body))).await.into_parts();
     let body = extract::read(body).await?;
     // 429 and 5xx decided nothing that lasts: a repeat is worth a new attempt.
     if head.status != StatusCode::TOO_MANY_REQUESTS && !head.status.is_server_error() {
@@ -137,35 +144,32 @@ fn digest(parts: &[&[u8]]) -> Id {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use axum::{Router, middleware::from_fn_with_state, routing::post};
     use http_body_util::BodyExt;
     use tokio::sync::Semaphore;
-    use tower::ServiceExt;
 
     use super::*;
 
-    struct Counted {
-        runs: AtomicU32,
-        gate: Semaphore,
+    #[derive(Clone)]
+    struct App {
+        replays: Replays,
+        status: StatusCode,
+        runs: Arc<AtomicU32>,
+        gate: Arc<Semaphore>,
     }
 
-    fn app(status: StatusCode, permits: usize) -> (Router, Arc<Counted>) {
-        let counted = Arc::new(Counted { runs: AtomicU32::new(0), gate: Semaphore::new(permits) });
-        let state = counted.clone();
-        let handler = async move || {
-            let run = state.runs.fetch_add(1, Ordering::Relaxed);
-            state.gate.acquire().await.unwrap().forget();
-            (status, [("x-run", run.to_string())], run.to_string())
-        };
-        let router = Router::new()
-            .route("/{name}", post(handler))
-            .layer(from_fn_with_state(Replays::default(), replay));
-        (router, counted)
+    fn app(status: StatusCode, permits: usize) -> App {
+        let (runs, gate) = (Arc::default(), Arc::new(Semaphore::new(permits)));
+        App { replays: Replays::default(), status, runs, gate }
     }
 
-    async fn ask(app: Router, uri: &str, key: &str, body: &'static str) -> (u16, String) {
+    async fn ask(app: &App, uri: &str, key: &str, body: &'static str) -> (u16, String) {
         let request = Request::post(uri).header(HEADER, key).body(Body::from(body)).unwrap();
-        let response = app.oneshot(request).await.unwrap();
+        let run = async |_| {
+            let run = app.runs.fetch_add(1, Ordering::Relaxed);
+            app.gate.acquire().await.unwrap().forget();
+            (app.status, [("x-run", run.to_string())], run.to_string()).into_response()
+        };
+        let response = replay(&app.replays, request, run).await;
         let (parts, body) = response.into_parts();
         let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
         if parts.status == StatusCode::OK {
@@ -176,55 +180,55 @@ mod tests {
 
     #[tokio::test]
     async fn a_repeat_is_answered_what_the_first_was_and_nothing_else_is() {
-        let (app, counted) = app(StatusCode::OK, 100);
-        assert_eq!(ask(app.clone(), "/a", "k", "x").await, (200, "0".into()));
-        assert_eq!(ask(app.clone(), "/a", "k", "x").await, (200, "0".into()));
-        assert_eq!(ask(app.clone(), "/a", "k", "y").await.0, 422, "another body");
-        assert_eq!(ask(app.clone(), "/a?wait=1s", "k", "x").await.0, 422, "another query");
-        assert_eq!(ask(app.clone(), "/a", "l", "x").await, (200, "1".into()), "another key");
-        assert_eq!(ask(app.clone(), "/b", "k", "x").await, (200, "2".into()), "another path");
-        assert_eq!(ask(app.clone(), "/a", "", "x").await.0, 400);
-        assert_eq!(counted.runs.load(Ordering::Relaxed), 3);
+        let app = app(StatusCode::OK, 100);
+        assert_eq!(ask(&app, "/a", "k", "x").await, (200, "0".into()));
+        assert_eq!(ask(&app, "/a", "k", "x").await, (200, "0".into()));
+        assert_eq!(ask(&app, "/a", "k", "y").await.0, 422, "another body");
+        assert_eq!(ask(&app, "/a?wait=1s", "k", "x").await.0, 422, "another query");
+        assert_eq!(ask(&app, "/a", "l", "x").await, (200, "1".into()), "another key");
+        assert_eq!(ask(&app, "/b", "k", "x").await, (200, "2".into()), "another path");
+        assert_eq!(ask(&app, "/a", "", "x").await.0, 400);
+        assert_eq!(app.runs.load(Ordering::Relaxed), 3);
     }
 
     #[tokio::test]
     async fn what_decided_nothing_is_tried_again() {
-        let (app, counted) = app(StatusCode::SERVICE_UNAVAILABLE, 100);
-        ask(app.clone(), "/a", "k", "").await;
-        ask(app, "/a", "k", "").await;
-        assert_eq!(counted.runs.load(Ordering::Relaxed), 2);
+        let app = app(StatusCode::SERVICE_UNAVAILABLE, 100);
+        ask(&app, "/a", "k", "").await;
+        ask(&app, "/a", "k", "").await;
+        assert_eq!(app.runs.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]
     async fn a_repeat_in_flight_joins_the_first() {
-        let (app, counted) = app(StatusCode::OK, 0);
-        let both = async { tokio::join!(ask(app.clone(), "/a", "k", ""), ask(app.clone(), "/a", "k", "")) };
-        let (answers, ()) = tokio::join!(both, async { counted.gate.add_permits(2) });
+        let app = app(StatusCode::OK, 0);
+        let both = async { tokio::join!(ask(&app, "/a", "k", ""), ask(&app, "/a", "k", "")) };
+        let (answers, ()) = tokio::join!(both, async { app.gate.add_permits(2) });
         assert_eq!(answers, ((200, "0".into()), (200, "0".into())));
-        assert_eq!(counted.runs.load(Ordering::Relaxed), 1);
+        assert_eq!(app.runs.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test]
     async fn a_first_that_hangs_up_leaves_its_place_to_the_repeat() {
-        let (app, counted) = app(StatusCode::OK, 0);
+        let app = app(StatusCode::OK, 0);
         {
-            let mut first = Box::pin(ask(app.clone(), "/a", "k", ""));
+            let mut first = Box::pin(ask(&app, "/a", "k", ""));
             assert!(futures::poll!(&mut first).is_pending());
-            assert_eq!(counted.runs.load(Ordering::Relaxed), 1);
+            assert_eq!(app.runs.load(Ordering::Relaxed), 1);
         }
-        counted.gate.add_permits(1);
-        assert_eq!(ask(app, "/a", "k", "").await, (200, "1".into()));
+        app.gate.add_permits(1);
+        assert_eq!(ask(&app, "/a", "k", "").await, (200, "1".into()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn answers_are_forgotten_by_age_and_by_number() {
-        let (app, _) = app(StatusCode::OK, 100_000);
-        assert_eq!(ask(app.clone(), "/a", "k", "").await.1, "0");
+        let app = app(StatusCode::OK, 100_000);
+        assert_eq!(ask(&app, "/a", "k", "").await.1, "0");
         tokio::time::advance(RETENTION).await;
-        assert_eq!(ask(app.clone(), "/a", "k", "").await.1, "1");
+        assert_eq!(ask(&app, "/a", "k", "").await.1, "1");
         for number in 0..MOST {
-            ask(app.clone(), "/a", &number.to_string(), "").await;
+            ask(&app, "/a", &number.to_string(), "").await;
         }
-        assert_eq!(ask(app, "/a", "k", "").await.1, (MOST + 2).to_string());
+        assert_eq!(ask(&app, "/a", "k", "").await.1, (MOST + 2).to_string());
     }
 }

@@ -5,7 +5,6 @@ mod request;
 
 use axum::{
     extract::State,
-    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
 };
 use concordat_protocol::lock::Rejected;
@@ -17,10 +16,7 @@ use self::{
     request::{AcquireBody, AcquireParams, Target, VerifyParams, token},
 };
 use crate::{
-    api::{
-        extract::{OptionalJson, Params, Segments},
-        idempotency::{Replays, replay},
-    },
+    api::extract::{OptionalJson, Params, Segments},
     context::Context,
     problem::{Document, Outcome, Problem},
 };
@@ -29,18 +25,13 @@ type Answer<T> = Result<axum::Json<T>, Problem>;
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Context> {
-    let acquire = OpenApiRouter::new()
-        .routes(routes!(acquire))
-        .routes(routes!(acquire_unkeyed))
-        .layer(from_fn_with_state(Replays::default(), replay));
     OpenApiRouter::new()
-        .routes(routes!(renew, release, inspect))
-        .routes(routes!(renew_unkeyed, release_unkeyed, inspect_unkeyed))
+        .routes(routes!(acquire, renew, release, inspect))
+        .routes(routes!(acquire_unkeyed, renew_unkeyed, release_unkeyed, inspect_unkeyed))
         .routes(routes!(verify))
         .routes(routes!(events))
         .routes(routes!(acquire_several))
         .routes(routes!(release_several))
-        .merge(acquire)
 }
 
 /// Takes a key of a lock, waiting for it if asked to.
@@ -88,7 +79,7 @@ async fn acquire(
     post,
     path = "/v1/locks/{lock}",
     tag = "locks",
-    params(("lock" = String, Path, description = "Name of the Lock"), AcquireParams),
+    params(("lock" = String, Path, description = "Name of the Lock"), AcquireParams, ("Idempotency-Key" = Option<String>, Header)),
     request_body = Option<AcquireBody>,
     responses((status = 200, body = Acquired))
 )]

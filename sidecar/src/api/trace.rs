@@ -1,21 +1,8 @@
-//! What every request leaves behind: a span, its counts and, where a handler panicked, an answer all the same.
+//! A request's place in its caller's trace.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::sync::Arc;
 
-use axum::{
-    extract::{MatchedPath, Request, State},
-    middleware::Next,
-    response::{IntoResponse, Response},
-};
-use futures::FutureExt;
 use http::{HeaderMap, Method};
-use tokio::time::Instant;
-use tracing::Instrument;
-
-use crate::{
-    metrics::{ErrorCode, Metrics, Operation, Route},
-    problem::{Code, Problem},
-};
 
 /// A caller's `traceparent` (W3C Trace Context, version 00; what later versions add is left out).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +33,7 @@ impl TraceParent {
         Self(format!("00-{}-{span:016x}-{:02x}", self.trace_id(), flags & SAMPLED).into())
     }
 
-    fn of(headers: &HeaderMap) -> Option<Self> {
+    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         Self::parse(headers.get("traceparent")?.to_str().ok()?)
     }
 
@@ -66,43 +53,21 @@ impl TraceParent {
         Some(Self(format!("00{fields}").into()))
     }
 
-    fn trace_id(&self) -> &str {
+    pub(super) fn trace_id(&self) -> &str {
         self.0.get(3..35).unwrap_or_default()
     }
 }
 
-/// Runs a request in its span, counts it, and answers for a handler that panicked.
-pub async fn observe(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let method = name(request.method());
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
-    let parent = TraceParent::of(request.headers());
-    let span = tracing::debug_span!(
-        "request",
-        method,
-        route,
-        trace_id = parent.as_ref().map(TraceParent::trace_id).unwrap_or_default()
-    );
-    let run = AssertUnwindSafe(CURRENT.scope(parent, next.run(request))).catch_unwind().instrument(span);
-    // The panic hook has told and counted it.
-    let response = run.await.unwrap_or_else(|_| Problem::internal().into_response());
-    if let Some(Code(code)) = response.extensions().get() {
-        metrics.errors.get_or_create(&ErrorCode { code }).inc();
-    }
-    let status = response.status().as_u16();
-    metrics
-        .latency
-        .get_or_create(&Route { route: route.clone(), method })
-        .observe(started.elapsed().as_secs_f64());
-    metrics.operations.get_or_create(&Operation { route, method, status }).inc();
-    response
+/// Runs a request with its caller's `traceparent` at hand.
+pub(super) fn within<F: Future>(
+    parent: Option<TraceParent>,
+    run: F,
+) -> tokio::task::futures::TaskLocalFuture<Option<TraceParent>, F> {
+    CURRENT.scope(parent, run)
 }
 
 /// Methods are labels: those nobody knows must not become series of their own.
-fn name(method: &Method) -> &'static str {
+pub(super) fn name(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
         Method::POST => "POST",
@@ -114,10 +79,6 @@ fn name(method: &Method) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use axum::{Router, body::Body, middleware::from_fn_with_state, routing::get};
-    use http::StatusCode;
-    use tower::ServiceExt;
-
     use super::*;
 
     const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -160,23 +121,5 @@ mod tests {
         assert_ne!(child, parent.child());
         let unsampled = TraceParent::parse(&PARENT.replace("-01", "-fe")).unwrap().child();
         assert_eq!(&unsampled.as_str()[53..], "00", "a flag that nobody knows is not handed on");
-    }
-
-    #[tokio::test]
-    async fn a_panic_is_answered_and_counted_and_the_parent_is_at_hand() {
-        let metrics = Arc::new(Metrics::default());
-        let app = Router::new()
-            .route("/panic", get(async || -> &'static str { panic!("planted") }))
-            .route("/parent", get(async || TraceParent::current().unwrap().as_str().to_owned()))
-            .layer(from_fn_with_state(metrics.clone(), observe));
-        let ask = async |path: &str| {
-            let request = Request::get(path).header("traceparent", PARENT).body(Body::empty()).unwrap();
-            app.clone().oneshot(request).await.unwrap()
-        };
-        assert_eq!(ask("/panic").await.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        assert_eq!(ask("/parent").await.status(), StatusCode::OK);
-        assert_eq!(metrics.errors.get_or_create(&ErrorCode { code: "internal-error" }).get(), 1);
-        let counted = Operation { route: "/panic".into(), method: "GET", status: 500 };
-        assert_eq!(metrics.operations.get_or_create(&counted).get(), 1);
     }
 }

@@ -44,14 +44,18 @@ pub fn independent(a: &Footprint, b: &Footprint) -> bool {
     !meet(&a.writes, &b.writes) && !meet(&a.writes, &b.reads) && !meet(&a.reads, &b.writes)
 }
 
+/// Keys are looked up several times a plan: SipHash would cost more than all else that is done here. Whoever could
+/// choose keys that collide slows down their own sidecar.
+type Keys = HashSet<Key, foldhash::fast::RandomState>;
+
 /// The footprints of many plans at once, so that one more is held against all of them in the time of a few look-ups.
 #[derive(Clone, Debug, Default)]
 pub struct Occupied {
-    read: HashSet<Key>,
-    written: HashSet<Key>,
+    read: Keys,
+    written: Keys,
     read_ranges: Vec<Range>,
     written_ranges: Vec<Range>,
-    alone: HashSet<Key>,
+    alone: Keys,
 }
 
 impl Occupied {
@@ -101,7 +105,7 @@ impl Occupied {
     }
 }
 
-fn touches(keys: &HashSet<Key>, ranges: &[Range], range: &Range) -> bool {
+fn touches(keys: &Keys, ranges: &[Range], range: &Range) -> bool {
     let one = match range {
         Range::One(key) => keys.contains(key),
         range => keys.iter().any(|key| range.contains(key)),
