@@ -21,6 +21,7 @@ pub mod lock;
 pub mod metrics;
 pub mod queue;
 pub mod run;
+mod sweep;
 pub mod transaction;
 pub mod wake;
 

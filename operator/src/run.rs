@@ -30,6 +30,7 @@ use crate::{
     lock::Locks,
     metrics::Metrics,
     queue::Queues,
+    sweep,
     transaction::Transactions,
     wake::{self, Namespaces, Senders},
 };
@@ -176,6 +177,7 @@ impl Replica {
             metrics: self.metrics.clone(),
             namespace: self.namespace.clone(),
         };
+        let sweeping = shared.clone();
         self.metrics.leads(true);
         let _stop = end.clone().drop_guard();
         let (locks, locks_changed) = mpsc::unbounded();
@@ -185,6 +187,7 @@ impl Replica {
         tokio::select! {
             () = term.over().cancelled() => tracing::warn!("another operator leads"),
             () = wake::run(term.admin(), namespaces, &senders) => {}
+            () = sweep::run(&sweeping) => {}
             _ = futures::future::join3(
                 controller::run::<Locks>(shared.clone(), locks_changed, end.clone()),
                 controller::run::<Queues>(shared.clone(), queues_changed, end.clone()),

@@ -109,6 +109,14 @@ impl Admin {
         read::list_keys(&self.exchange(namespace), range, 0).await
     }
 
+    /// Every namespace of which anything is remembered.
+    ///
+    /// # Errors
+    /// [`CommitError::NotApplied`] when etcd does not answer.
+    pub async fn namespaces(&self) -> Result<Vec<String>, CommitError> {
+        read::namespaces(&self.exchange("")).await
+    }
+
     /// Tells what there is in a range of a namespace, then what happens there.
     pub fn watch(&self, namespace: &str, range: Range) -> Watch {
         let id = self.watches.fetch_add(1, Ordering::Relaxed);

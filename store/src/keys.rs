@@ -161,6 +161,13 @@ pub fn everything() -> (Vec<u8>, Vec<u8>) {
     until_next(ROOT.to_owned())
 }
 
+/// The namespace of whatever key this is, if it is in one, and from where on the keys of later ones are.
+pub(crate) fn namespace(bytes: &[u8]) -> Option<(Option<String>, Vec<u8>)> {
+    let component = std::str::from_utf8(bytes).ok()?.strip_prefix(ROOT)?.split('/').next()?;
+    let (_, next) = until_next(format!("{ROOT}{component}/"));
+    Some((text(component).ok().map(Cow::into_owned), next))
+}
+
 /// From a prefix that ends in `/` to the end of what begins with it.
 fn until_next(prefix: String) -> (Vec<u8>, Vec<u8>) {
     let mut end = prefix.clone().into_bytes();

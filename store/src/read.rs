@@ -4,10 +4,12 @@ use concordat_protocol::{
     Answer, Key, Range,
     etcd::{Op, OpAnswer, Txn},
 };
+use etcd_client::GetOptions;
 
 use crate::{
     CommitError, Refusal,
     exchange::Exchange,
+    keys,
     observer::{Counts, Purpose},
     watch::{self, Scope},
     wire,
@@ -33,6 +35,24 @@ pub(crate) async fn count(exchange: &Exchange, range: &Range) -> Result<(u64, i6
     let response = exchange.ask(Purpose::Read, counts, of, request).await.map_err(unanswered)?;
     let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
     Ok((response.count().unsigned_abs(), revision))
+}
+
+/// Every namespace of which anything is remembered, at a request each.
+pub(crate) async fn namespaces(exchange: &Exchange) -> Result<Vec<String>, CommitError> {
+    let (mut from, to) = keys::everything();
+    let mut found = Vec::new();
+    loop {
+        let options = GetOptions::new().with_range(to.clone()).with_limit(1).with_keys_only();
+        let (mut kv, of) = exchange.connection.kv();
+        let counts = Counts { gets: 1, ..Counts::default() };
+        let asked = kv.get(from, Some(options));
+        let response = exchange.ask(Purpose::Read, counts, of, asked).await.map_err(unanswered)?;
+        let Some((namespace, next)) = response.kvs().first().and_then(|kv| keys::namespace(kv.key())) else {
+            return Ok(found);
+        };
+        found.extend(namespace);
+        from = next;
+    }
 }
 
 /// The keys of a range with their create and mod revisions at a revision (0: now), and at which.

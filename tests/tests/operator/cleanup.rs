@@ -10,7 +10,10 @@ use concordat_protocol::{
     transaction::{Decision, Stage, Transaction, once_id, plans},
 };
 use concordat_tests::process::eventually;
-use kube::ResourceExt;
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams},
+};
 use serde_json::{Value, json};
 
 use crate::world::{World, condition, holds};
@@ -170,4 +173,38 @@ async fn an_object_made_anew_inherits_nothing_from_one_that_lost_its_finalizer()
     let after = world.defined(Kind::Queue, "jobs", |of| of.uid == uid).await;
     assert!(after.create_revision > before.create_revision);
     assert!(!world.state().await.contains_key(&segment("jobs", 1)));
+}
+
+/// Its finalizer was taken off by force, and it was deleted, while no operator ran.
+#[tokio::test]
+async fn an_object_that_went_while_nobody_looked_is_removed() {
+    let world = World::start("an_object_that_went_while_nobody_looked_is_removed").await;
+    let mut operator = world.operator("operator").await;
+    for name in ["gone", "stays"] {
+        world.create::<Queue>(name, json!({ "mode": "WorkQueue" })).await;
+        world.stands::<Queue>(name, "True", "Accepted").await;
+        world.put(&segment(name, 1), Segment { messages: vec![Message::default()] }, None).await;
+    }
+    operator.process.kill().unwrap();
+    let patch = json!({ "metadata": { "finalizers": null } });
+    world.api::<Queue>().patch("gone", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    world.delete::<Queue>("gone").await;
+    world.gone::<Queue>("gone").await;
+    assert!(world.state().await.contains_key(&segment("gone", 1)), "nobody removed it yet");
+
+    let _next = world.operator("next").await;
+    eventually("nothing is left of it", async || {
+        let state = world.state().await;
+        ensure!(
+            !state.contains_key(&Key::Definition { kind: Kind::Queue, name: "gone".into() }),
+            "its definition"
+        );
+        ensure!(!state.contains_key(&segment("gone", 1)), "its message");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let state = world.state().await;
+    assert!(state.contains_key(&Key::Definition { kind: Kind::Queue, name: "stays".into() }));
+    assert!(state.contains_key(&segment("stays", 1)));
 }

@@ -1,7 +1,7 @@
 //! How etcd is reached, and as whom.
 
-use concordat_protocol::Range;
-use concordat_store::{Config, ConnectError, Store, Tls};
+use concordat_protocol::{Key, Lease, Plan, Range, record::Epoch, session::Session};
+use concordat_store::{Admin, AdminConfig, Config, ConnectError, Store, Tls};
 use concordat_tests::{
     etcd::{Etcd, Settings},
     process::free_port,
@@ -65,4 +65,20 @@ async fn a_member_that_is_down_is_passed_over() {
     assert!(matches!(nowhere, Err(ConnectError::Unreachable { .. })), "{nowhere:?}");
     let nothing = Store::connect(config([])).await;
     assert!(matches!(nothing, Err(ConnectError::Config(_))), "{nothing:?}");
+}
+
+#[tokio::test]
+async fn whoever_looks_after_it_finds_every_namespace() {
+    let etcd = Etcd::start().await.unwrap();
+    let admin =
+        Admin::connect(AdminConfig { endpoints: etcd.endpoints(), ..AdminConfig::default() }).await.unwrap();
+    assert_eq!(admin.namespaces().await.unwrap(), Vec::<String>::new());
+    let epoch = Plan::new().put(Key::Epoch, Epoch { holder: "operator".into() }, Lease::Forever);
+    admin.write("", epoch).await.unwrap();
+    for namespace in ["a", "a-b", "a0", "b", "b"] {
+        let key = Key::Session(namespace.into());
+        let session = Session { pod: String::new(), app: "a".into(), accepts: true };
+        admin.write(namespace, Plan::new().put(key, session, Lease::Forever)).await.unwrap();
+    }
+    assert_eq!(admin.namespaces().await.unwrap(), ["a-b", "a", "a0", "b"]);
 }
