@@ -152,7 +152,7 @@ struct List {
     transactions: Vec<View>,
 }
 
-/// Lists transactions, newest first.
+/// Lists transactions, newest first. Of finished ones the newest 4096 of the namespace are looked at.
 #[utoipa::path(
     get,
     path = "/v1/transactions/{transaction}",
