@@ -68,7 +68,11 @@ pub struct Settings {
 impl Settings {
     /// Whether the mode and kind work yet; others are refused, never replaced.
     pub fn supported(&self) -> bool {
-        self.mode == Mode::CompareAndSwap && self.sharing == Sharing::Mutex
+        match self.mode {
+            Mode::CompareAndSwap => self.sharing == Sharing::Mutex,
+            Mode::Lease => false,
+            Mode::FairQueue => true,
+        }
     }
 }
 

@@ -186,10 +186,10 @@ mod tests {
 
     use super::*;
 
-    fn settings(mode: lock::Mode) -> lock::Settings {
+    fn settings(sharing: lock::Sharing) -> lock::Settings {
         lock::Settings {
-            mode,
-            sharing: lock::Sharing::Mutex,
+            mode: lock::Mode::CompareAndSwap,
+            sharing,
             permits: 1,
             ttl: 15_000,
             lock_delay: 0,
@@ -199,8 +199,8 @@ mod tests {
         }
     }
 
-    fn entry(name: &str, mode: lock::Mode, revision: i64) -> Entry {
-        let settings = Settings::Lock(settings(mode));
+    fn entry(name: &str, sharing: lock::Sharing, revision: i64) -> Entry {
+        let settings = Settings::Lock(settings(sharing));
         Entry {
             key: Key::Definition { kind: Kind::Lock, name: name.into() },
             record: Definition { uid: "u".into(), generation: 1, settings }.into(),
@@ -229,7 +229,7 @@ mod tests {
     fn the_cache_follows_the_watch() {
         let definitions = Definitions::empty();
         let changes = definitions.changes();
-        let entries = vec![entry("a", lock::Mode::CompareAndSwap, 3), entry("b", lock::Mode::FairQueue, 4)];
+        let entries = vec![entry("a", lock::Sharing::Mutex, 3), entry("b", lock::Sharing::Semaphore, 4)];
         definitions.apply(vec![WatchEvent::Snapshot { revision: 5, entries }], 0);
         assert!(changes.has_changed().unwrap());
         assert_eq!(definitions.lock("a").unwrap().create_revision, 3);
@@ -238,7 +238,7 @@ mod tests {
         let key = Key::Definition { kind: Kind::Lock, name: "a".into() };
         definitions.apply(vec![WatchEvent::Deleted { key, revision: 6 }], 0);
         assert_eq!(code(definitions.lock("a")), Some((404, "no-such-lock")));
-        definitions.apply(vec![WatchEvent::Put(entry("a", lock::Mode::CompareAndSwap, 7))], 0);
+        definitions.apply(vec![WatchEvent::Put(entry("a", lock::Sharing::Mutex, 7))], 0);
         assert_eq!(definitions.lock("a").unwrap().create_revision, 7);
 
         definitions.apply(vec![WatchEvent::Snapshot { revision: 9, entries: vec![] }], 0);

@@ -107,9 +107,9 @@ mod tests {
         for (mode, kind, supported) in [
             ("CompareAndSwap", "Mutex", true),
             ("Lease", "Mutex", false),
-            ("FairQueue", "Mutex", false),
-            ("FairQueue", "ReadWrite", false),
-            ("FairQueue", "Semaphore", false),
+            ("FairQueue", "Mutex", true),
+            ("FairQueue", "ReadWrite", true),
+            ("FairQueue", "Semaphore", true),
         ] {
             let settings = compile(&lock(json!({ "mode": mode, "kind": kind }))).unwrap();
             assert_eq!(settings.supported(), supported, "{mode} {kind}");

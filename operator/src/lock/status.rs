@@ -1,13 +1,15 @@
 //! What is seen of a `Lock` becomes its status.
 
+use std::collections::BTreeMap;
+
 use concordat_crds::{
     Lock, LockStatus,
     conditions::{CONTENDED, reason},
     lock::LockHolder,
 };
 use concordat_protocol::{
-    Answer, Key, Kind, Millis, Name, Range, Record,
-    lock::{Fence, Holder},
+    Answer, Entry, Key, Kind, Millis, Name, Range, Record,
+    lock::{Fence, Holder, fair::line::Line},
     session::counter,
 };
 use jiff::Timestamp;
@@ -52,6 +54,7 @@ impl State {
     /// From an answer to [`State::ranges`].
     pub fn of(answer: &Answer) -> Self {
         let mut state = Self::default();
+        let mut lines: BTreeMap<&Name, Vec<Entry>> = BTreeMap::new();
         for entry in answer.reads.iter().flatten() {
             match (&entry.key, &entry.record) {
                 (Key::Holder { key, .. }, Record::Holder(holder)) => state.holders.push(Held {
@@ -59,6 +62,9 @@ impl State {
                     holder: holder.clone(),
                     fence: Fence::new(entry.mod_revision, 0, 0).map_or(0, Fence::get),
                 }),
+                (Key::Waiter { key, .. } | Key::Shadow { key, .. }, _) => {
+                    lines.entry(key).or_default().push(entry.clone());
+                }
                 (_, Record::Stat(stat)) => {
                     state.waiters += stat.get(counter::WAITERS);
                     let since = Some(stat.get(counter::WAITING_SINCE)).filter(|since| *since != 0);
@@ -66,6 +72,14 @@ impl State {
                 }
                 _ => {}
             }
+        }
+        for (key, entries) in lines {
+            let line = Line::of(answer.revision, &entries);
+            state.holders.extend(line.living_holders().map(|(spot, standing)| Held {
+                key: key.to_string(),
+                holder: standing.holder.clone(),
+                fence: standing.fence(spot, 0).map_or(0, Fence::get),
+            }));
         }
         state
     }
@@ -115,7 +129,10 @@ fn shown(held: &Held) -> LockHolder {
 #[cfg(test)]
 mod tests {
     use concordat_crds::lock::LockSpec;
-    use concordat_protocol::{Entry, session::Stat};
+    use concordat_protocol::{
+        lock::{Shadow, Share, Waiter},
+        session::Stat,
+    };
     use serde_json::{Value, json};
 
     use super::*;
@@ -196,6 +213,33 @@ mod tests {
                 ],
             })
         );
+    }
+
+    #[test]
+    fn the_first_of_a_line_hold_as_many_as_fit() {
+        let stands = |key: &str, number, permits, revision| {
+            let (holder, share) = (held_by(&number), Share::permits(permits, 3));
+            let key = Key::Waiter { lock: "orders".into(), key: key.into(), session: "s".into(), number };
+            let record = Waiter { holder, share, place: 1 }.into();
+            Entry { key, record, create_revision: revision, mod_revision: revision }
+        };
+        // Of one that was lost its shadow is left, and it holds nothing any more.
+        let key = Key::Shadow { lock: "orders".into(), key: "a".into(), session: "s".into(), number: 1 };
+        let record = Shadow { holder: held_by(&1), share: Share::permits(1, 3), delay: 5_000 }.into();
+        let lost = Entry { key, record, create_revision: 40, mod_revision: 40 };
+        let line = vec![lost, stands("a", 2, 1, 41), stands("a", 3, 2, 42), stands("b", 4, 3, 43)];
+        let state = state(line, vec![stat("s1", &[("waiters", 1), ("waitingSince", 94_000)])]);
+        let held: Vec<_> = state
+            .holders
+            .iter()
+            .map(|held| (held.key.as_str(), held.holder.owner.as_str(), held.fence))
+            .collect();
+        assert_eq!(held, [("a", "2", (41 << 10) + 1), ("b", "4", (43 << 10) + 1)]);
+        assert_eq!(state.waiters, 1);
+    }
+
+    fn held_by(number: &u64) -> Holder {
+        Holder { session: "s".into(), pod: "pod".into(), owner: number.to_string(), since: 90_000 }
     }
 
     #[test]

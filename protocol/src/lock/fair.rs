@@ -203,7 +203,7 @@ impl Fair {
         let join = (self.joining.is_none() && !self.coming.is_empty()).then_some(self.retry_at);
         let free = (self.freeing.is_empty() && !self.leaving.is_empty()).then_some(self.free_at);
         // What is believed no longer must be said to be lost.
-        let belief = self.beliefs.values().min().copied().filter(|_| self.relies());
+        let belief = self.beliefs.values().copied().filter(|until| *until > 0 && self.relies()).min();
         let delay = self.line.wake_at().filter(|_| !self.queued.is_empty());
         [timer, join, free, belief, delay].into_iter().flatten().min()
     }

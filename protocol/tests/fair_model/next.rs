@@ -6,9 +6,9 @@ use concordat_protocol::{
 };
 
 use crate::{
-    run::{leases, run},
+    run::{entry, leases, run, seen},
     state::{Client, Sidecar, State, Told, UnderWay},
-    world::{Action, Bug, DELAY, NEVER, Slot, TTL, World, entry, line, seen},
+    world::{Action, Bug, DELAY, NEVER, Slot, TTL, World, line},
 };
 
 impl World {

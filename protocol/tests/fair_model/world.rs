@@ -6,8 +6,8 @@
 
 use concordat_protocol::{
     Entry, Key, Millis, Plan, Range, Record, Write,
-    etcd::{Etcd, Event},
-    lock::{Machine, Seen, Share, machine::PATIENCE},
+    etcd::Etcd,
+    lock::{Machine, Share, machine::PATIENCE},
 };
 
 use crate::state::{Client, Sidecar, State};
@@ -156,22 +156,6 @@ pub(crate) fn line() -> Range {
 
 pub(crate) fn machine() -> Machine {
     Machine::new("orders".into(), "c42".into(), 0, concordat_protocol::lock::Mode::FairQueue)
-}
-
-pub(crate) fn entry(key: &Key, item: &concordat_protocol::etcd::Item<Record>) -> Entry {
-    Entry {
-        key: key.clone(),
-        record: item.value.clone(),
-        create_revision: item.create_revision,
-        mod_revision: item.mod_revision,
-    }
-}
-
-pub(crate) fn seen(event: &Event<Key, Record>) -> Seen {
-    match &event.item {
-        Some(item) => Seen::Put(entry(&event.key, item)),
-        None => Seen::Deleted { key: event.key.clone(), revision: event.revision },
-    }
 }
 
 impl World {

@@ -1,8 +1,9 @@
-//! Runs plans on the model of etcd as the store runs them on etcd.
+//! Runs plans on the model of etcd as the store runs them on etcd, and tells changes as its watch does.
 
 use concordat_protocol::{
     Answer, Entry, Key, Lease, Plan, Range, Record, SessionId, Write,
-    etcd::{Compare, Etcd, Op, OpAnswer, Relation, Target, Txn},
+    etcd::{Compare, Etcd, Event, Item, Op, OpAnswer, Relation, Target, Txn},
+    lock::Seen,
 };
 
 /// The lease of a session and that of its grants.
@@ -36,18 +37,26 @@ pub(crate) fn run(etcd: &mut Etcd<Key, Range, Record>, plan: &Plan) -> Answer {
     txn.then.extend(plan.reads.iter().cloned().map(Op::Get));
     let answer = etcd.txn(&txn).expect("guarded plans are never refused whole");
     let reads = answer.answers.into_iter().filter_map(|answer| match answer {
-        OpAnswer::Got(items) => Some(
-            items
-                .into_iter()
-                .map(|(key, item)| Entry {
-                    key,
-                    record: item.value,
-                    create_revision: item.create_revision,
-                    mod_revision: item.mod_revision,
-                })
-                .collect(),
-        ),
+        OpAnswer::Got(items) => Some(items.into_iter().map(|(key, item)| entry(&key, &item)).collect()),
         _ => None,
     });
     Answer { held: answer.held, reads: reads.collect(), revision: etcd.revision() }
+}
+
+/// What stands under a key.
+pub(crate) fn entry(key: &Key, item: &Item<Record>) -> Entry {
+    Entry {
+        key: key.clone(),
+        record: item.value.clone(),
+        create_revision: item.create_revision,
+        mod_revision: item.mod_revision,
+    }
+}
+
+/// What a watch tells of a change.
+pub(crate) fn seen(event: &Event<Key, Record>) -> Seen {
+    match &event.item {
+        Some(item) => Seen::Put(entry(&event.key, item)),
+        None => Seen::Deleted { key: event.key.clone(), revision: event.revision },
+    }
 }

@@ -5,8 +5,8 @@
 //! by then.
 
 use concordat_protocol::{
-    Answer, Definition, Entry, Key, Lease, Millis, Name, Now, Plan, Range, Record, SessionId, Settings,
-    etcd::{Etcd, Event, Item, Op, Txn},
+    Answer, Definition, Key, Lease, Millis, Name, Now, Plan, Range, Record, SessionId, Settings,
+    etcd::{Etcd, Op, Txn},
     lock::{
         Caller, Effect, Failure, Input, Machine, Mode, Reply, Request, Seen, Share, Sharing, Token,
         invariant::{Change, Grant, History, Wait},
@@ -19,7 +19,7 @@ use concordat_protocol::{
 
 use crate::{
     Bug,
-    run::{leases, run},
+    run::{entry, leases, run, seen},
 };
 
 pub(crate) const TTL: Millis = 15_000;
@@ -327,19 +327,8 @@ impl World {
             Action::Watch(at) => {
                 let watched = state.sidecars[at].watched;
                 let range = holder().into();
-                let entry = |key: &Key, item: &Item<Record>| Entry {
-                    key: key.clone(),
-                    record: item.value.clone(),
-                    create_revision: item.create_revision,
-                    mod_revision: item.mod_revision,
-                };
                 let (revision, seen) = match watched.and_then(|seen| state.etcd.since(seen, &range).next()) {
-                    Some(Event { revision, key, item: Some(item) }) => {
-                        (*revision, Seen::Put(entry(key, item)))
-                    }
-                    Some(Event { revision, key, item: None }) => {
-                        (*revision, Seen::Deleted { key: key.clone(), revision: *revision })
-                    }
+                    Some(event) => (event.revision, seen(event)),
                     None => {
                         let entries = state.etcd.range(&range).map(|(key, item)| entry(key, item)).collect();
                         let revision = state.etcd.revision();

@@ -59,12 +59,12 @@ async fn acquire(
     headers: HeaderMap,
     OptionalJson(body): OptionalJson<AcquireBody>,
 ) -> Answer<Acquired> {
+    let defined = context.definitions.lock(&target.lock)?;
     if headers.contains_key("lock-token") {
         return Err(Problem::invalid(
             "header Lock-Token: a grant cannot be turned into another, as two readers that become writers would wait for each other; release it first",
         ));
     }
-    let defined = context.definitions.lock(&target.lock)?;
     let terms = body.terms(&params, &defined.settings)?;
     if !context.store.intake_open() {
         let why = "etcd's space is nearly used up: nothing new is taken in until some is freed";

@@ -126,7 +126,11 @@ impl LockEngine {
             waits: Histogram::new(exponential_buckets(0.000_25, 2.0, 20)),
         });
         metrics.register("lock_grants", "Locks granted", inner.grants.clone());
-        metrics.register("lock_wakeups", "Calls for a lock that were woken", inner.wakeups.clone());
+        metrics.register(
+            "lock_wakeups",
+            "Calls that asked for a lock and were woken, to be granted it or sent away",
+            inner.wakeups.clone(),
+        );
         metrics.register(
             "lock_losses",
             "Grants that ended otherwise than by their holder",
@@ -338,9 +342,11 @@ impl Inner {
                     self.grants.inc();
                     self.waits.observe(*waited as f64 / 1e3);
                 }
+                if !matches!(reply, Ok(Reply::Renewed { .. } | Reply::Released)) {
+                    self.wakeups.inc();
+                }
                 // A caller that hung up at this very moment cancels by itself.
                 if let Some(answer) = self.keys.lock().dismiss(caller) {
-                    self.wakeups.inc();
                     let _ = answer.send(reply);
                 }
             }

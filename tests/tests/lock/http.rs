@@ -1,7 +1,7 @@
 //! The contract of API.md §2, call by call.
 
 use anyhow::{Result, ensure};
-use concordat_protocol::lock::{Mode, Sharing};
+use concordat_protocol::lock::Sharing;
 use concordat_tests::process::eventually;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -110,7 +110,6 @@ async fn keys_are_any_text_and_one_is_the_default() -> Result<()> {
 #[tokio::test]
 async fn wrong_requests_are_refused_and_write_nothing() -> Result<()> {
     let world = World::one().await?;
-    world.define("fair", concordat_protocol::lock::Settings { mode: Mode::FairQueue, ..settings() }).await?;
     world
         .define("pool", concordat_protocol::lock::Settings { sharing: Sharing::Semaphore, ..settings() })
         .await?;
@@ -118,7 +117,6 @@ async fn wrong_requests_are_refused_and_write_nothing() -> Result<()> {
     let long = "o".repeat(257);
     for (path, body, status, code) in [
         ("/v1/locks/nowhere/k", json!({}), 404, "no-such-lock"),
-        ("/v1/locks/fair/k", json!({}), 501, "mode-not-supported"),
         ("/v1/locks/pool/k", json!({}), 501, "mode-not-supported"),
         ("/v1/locks/orders/k?wait=5", json!({}), 400, "invalid-request"),
         ("/v1/locks/orders/k?wait=-5s", json!({}), 400, "invalid-request"),

@@ -1,6 +1,7 @@
 //! An etcd, sidecars as processes, and callers over HTTP.
 
 use std::{
+    collections::BTreeMap,
     process::Command,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -8,14 +9,17 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use concordat_protocol::{
-    Definition, Key, Kind, Lease, Millis, Plan, Record, Settings,
-    lock::{Mode, Sharing, invariant},
+    Definition, Entry, Key, Kind, Lease, Millis, Plan, Record, Settings,
+    lock::{
+        Mode, Sharing, Waiter,
+        invariant::{self, line},
+    },
     session::Stat,
 };
 use concordat_store::{Admin, AdminConfig};
 use concordat_tests::{
     etcd::Etcd,
-    history::Recorder,
+    history::{Change, Recorder},
     process::{Process, binary_with, eventually, free_port},
 };
 use parking_lot::Mutex;
@@ -98,6 +102,10 @@ impl World {
 
     pub(crate) async fn three() -> Result<Self> {
         Self::on(Etcd::three().await?).await
+    }
+
+    pub(crate) async fn with(etcd: Etcd) -> Result<Self> {
+        Self::on(etcd).await
     }
 
     async fn on(etcd: Etcd) -> Result<Self> {
@@ -235,6 +243,67 @@ impl World {
         .await
     }
 
+    /// Lets go of a grant of a key of any lock.
+    pub(crate) async fn let_go(&self, sidecar: &Sidecar, path: &str, grant: &Answer) -> Result<Answer> {
+        self.stop_believing(grant.fence());
+        sidecar.ask(Method::DELETE, &format!("/v1/locks/{path}"), Some(&grant.token()), None).await
+    }
+
+    /// Records a grant that was asked for otherwise than by [`World::acquire`].
+    pub(crate) fn record(&self, path: &str, pod: &str, answer: &Answer) {
+        let (from, arrival) = (self.now(), self.arrivals.fetch_add(1, Ordering::SeqCst));
+        let grant = invariant::Grant {
+            caller: (format!("{pod}/{arrival}"), arrival),
+            fence: answer.fence(),
+            from,
+            to: from + answer.body["expiresInMs"].as_u64().unwrap_or_default(),
+            session_alive: true,
+            definition_in_force: true,
+        };
+        self.grants.lock().push((path.to_owned(), grant));
+    }
+
+    /// Every change of etcd up to now.
+    pub(crate) async fn changes(&self) -> Result<Vec<Change>> {
+        self.recorder.changes().await
+    }
+
+    /// What stands under the keys of etcd now.
+    pub(crate) async fn state(&self) -> Result<BTreeMap<Key, Entry>> {
+        self.recorder.state().await
+    }
+
+    /// Holds L1 to L7 over all that was recorded of a key of a fair lock.
+    pub(crate) async fn judge_line(&self, lock: &str, key: &str) -> Result<line::History> {
+        let mut stood: Vec<line::Stood> = Vec::new();
+        for change in self.recorder.changes().await? {
+            let Key::Waiter { lock: of, key: under, session, number } = change.key else { continue };
+            if (of.as_str(), under.as_str()) != (lock, key) {
+                continue;
+            }
+            let (who, revision) = ((session, number), change.revision);
+            match change.entry.map(|entry| entry.record) {
+                Some(Record::Waiter(Waiter { share, place, .. })) => {
+                    stood.push(line::Stood { revision, who, place, share, gone: None });
+                }
+                _ => stood.iter_mut().filter(|stood| stood.who == who).for_each(|stood| stood.gone = Some(0)),
+            }
+        }
+        let asked = format!("{lock}/{key}");
+        let grants = self.grants.lock();
+        let grants = grants.iter().filter(|(of, _)| *of == asked).map(|(_, grant)| grant.clone());
+        let history = line::History {
+            stood,
+            grants: grants.collect(),
+            accepted: self.accepted.lock().clone(),
+            // The recorder tells no times: that nobody waits for nobody is asked of each scenario by itself.
+            vain: Vec::new(),
+            forged: Vec::new(),
+        };
+        line::all(&history, 0, 0).map_err(anyhow::Error::msg)?;
+        Ok(history)
+    }
+
     /// Holds L1 to L7 over all that was recorded of a key of `orders`.
     pub(crate) async fn judge(&self, key: &str) -> Result<invariant::History> {
         let of = Key::Holder { lock: "orders".into(), key: key.into() };
@@ -291,7 +360,12 @@ impl Sidecar {
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.client.request(method, format!("{}{path}", self.api))
+        self.request_of(&self.client, method, path)
+    }
+
+    /// The same by a client of the caller's own.
+    pub(crate) fn request_of(&self, client: &Client, method: Method, path: &str) -> reqwest::RequestBuilder {
+        client.request(method, format!("{}{path}", self.api))
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<Answer> {
@@ -304,8 +378,13 @@ impl Sidecar {
 
     /// Waits until so many callers of it wait for a key.
     pub(crate) async fn waiters(&self, key: &str, count: u64) -> Result<()> {
-        eventually(&format!("{count} wait for {key}"), async || {
-            let waiters = self.get(&format!("/v1/locks/orders/{key}")).await?.body["waiters"].clone();
+        self.waiters_of(&format!("orders/{key}"), count).await
+    }
+
+    /// The same of a key of any lock; over all sidecars of a fair one.
+    pub(crate) async fn waiters_of(&self, path: &str, count: u64) -> Result<()> {
+        eventually(&format!("{count} wait for {path}"), async || {
+            let waiters = self.get(&format!("/v1/locks/{path}")).await?.body["waiters"].clone();
             ensure!(waiters == json!(count), "{waiters} do");
             Ok(())
         })

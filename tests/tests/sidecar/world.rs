@@ -57,8 +57,8 @@ impl World {
         let etcd = Etcd::start().await?;
         let config = AdminConfig { endpoints: etcd.endpoints(), ..AdminConfig::default() };
         let world = Self { admin: Admin::connect(config).await?, etcd };
-        for (name, mode) in [("orders", lock::Mode::CompareAndSwap), ("later", lock::Mode::FairQueue)] {
-            world.define(Kind::Lock, name, Settings::Lock(a_lock(mode))).await?;
+        for (name, sharing) in [("orders", lock::Sharing::Mutex), ("later", lock::Sharing::Semaphore)] {
+            world.define(Kind::Lock, name, Settings::Lock(a_lock(sharing))).await?;
         }
         for (name, mode) in [("jobs", queue::Mode::WorkQueue), ("later", queue::Mode::Log)] {
             world.define(Kind::Queue, name, Settings::Queue(a_queue(mode))).await?;
@@ -138,10 +138,10 @@ impl Sidecar {
     }
 }
 
-fn a_lock(mode: lock::Mode) -> lock::Settings {
+fn a_lock(sharing: lock::Sharing) -> lock::Settings {
     lock::Settings {
-        mode,
-        sharing: lock::Sharing::Mutex,
+        mode: lock::Mode::CompareAndSwap,
+        sharing,
         permits: 1,
         ttl: 15_000,
         lock_delay: 0,

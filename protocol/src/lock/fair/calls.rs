@@ -21,7 +21,7 @@ impl Fair {
             return Err(Rejected::Held(rival));
         }
         // What is not known yet is asked again when it stands in the line.
-        if certain
+        if self.watched
             && !self.line.is_open_to(request.share)
             && self.line.waiting() + self.coming.len() >= request.max_waiters
         {
@@ -118,7 +118,6 @@ impl Fair {
     }
 
     pub(super) fn tick(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        self.disbelieve(now, effects);
         while let Some((at, number)) = self.timers.first().copied()
             && at <= now.monotonic
         {
@@ -141,7 +140,10 @@ impl Fair {
     }
 
     /// Whoever stands under a lease that is no longer believed has lost: its key goes with the lease.
-    fn disbelieve(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    pub(super) fn disbelieve(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.beliefs.values().all(|until| *until > now.monotonic) {
+            return;
+        }
         let over = |mine: &Mine| self.believed(mine) <= now.monotonic;
         let relies = self.tokens.values().chain(&self.queued).copied();
         let lost: Vec<u64> = relies.filter(|number| self.mine.get(number).is_some_and(over)).collect();

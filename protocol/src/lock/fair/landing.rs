@@ -125,6 +125,7 @@ impl Fair {
 
     /// Grants to whose turn it is, and sends the plans that are due.
     pub(super) fn advance(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.disbelieve(now, effects);
         self.take_turns(now, effects);
         if self.joining.is_none() && now.monotonic >= self.retry_at {
             self.join(now, effects);

@@ -1,7 +1,7 @@
 //! L1 to L7 of a lock of mode [`Mode::FairQueue`](crate::lock::Mode::FairQueue), whose holders are the first of a line
 //! and may share it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Broken, Grant};
 use crate::{
@@ -47,11 +47,6 @@ impl Stood {
     fn spot(&self) -> (i64, &(SessionId, u64)) {
         (self.revision, &self.who)
     }
-
-    /// Whether it leaves no room for the other.
-    fn excludes(&self, other: &Self) -> bool {
-        !other.share.fits(u64::from(self.share.permits))
-    }
 }
 
 /// A call that was not granted although it waited.
@@ -84,16 +79,26 @@ impl History {
 
 /// L1: those who were told at one time that they hold the lock hold no more of it together than there is.
 pub fn l1_exclusion(history: &History, offset: i64) -> Result<(), Broken> {
-    let granted = history.granted(offset);
-    for (stood, grant) in &granted {
-        // Enough to look when a grant begins: at any other time no more hold than did then.
-        let beside = granted.iter().filter(|(other, with)| {
-            other.who != stood.who && with.from <= grant.from && grant.from < with.to
-        });
-        let taken = beside.map(|(other, _)| u64::from(other.share.permits)).sum();
-        if grant.from < grant.to && !stood.share.fits(taken) {
+    let mut granted = history.granted(offset);
+    granted.retain(|(_, grant)| grant.from < grant.to);
+    granted.sort_by_key(|(_, grant)| grant.from);
+    // Those who hold it at the time, by when they stop to.
+    let mut holding: BTreeSet<(Millis, u64)> = BTreeSet::new();
+    let mut taken = 0;
+    let permits: BTreeMap<u64, u64> =
+        granted.iter().map(|(stood, grant)| (grant.fence, u64::from(stood.share.permits))).collect();
+    for (stood, grant) in granted {
+        while let Some((to, fence)) = holding.first().copied()
+            && to <= grant.from
+        {
+            holding.pop_first();
+            taken -= permits[&fence];
+        }
+        if !stood.share.fits(taken) {
             return Err(format!("L1: {} was granted beside {taken} permits", grant.fence));
         }
+        holding.insert((grant.to, grant.fence));
+        taken += permits[&grant.fence];
     }
     Ok(())
 }
@@ -155,16 +160,24 @@ pub fn l5_liveness(history: &History, bound: Millis) -> Result<(), Broken> {
 /// L6: of two who leave each other no room, the first in the line is granted first, over all sidecars; those who were
 /// never granted excepted.
 pub fn l6_order(history: &History, offset: i64) -> Result<(), Broken> {
-    let granted = history.granted(offset);
-    for (at, (stood, grant)) in granted.iter().enumerate() {
-        let behind = &granted[at + 1..];
-        if let Some((_, early)) = behind.iter().find(|(other, early)| {
-            early.from < grant.from && (stood.excludes(other) || other.excludes(stood))
-        }) {
+    // Of those further back, by what they asked for, the one that was granted first.
+    let mut behind: BTreeMap<Share, &Grant> = BTreeMap::new();
+    for (stood, grant) in history.granted(offset).into_iter().rev() {
+        let clashes = |(share, _): &(&Share, &&Grant)| clash(stood.share, **share);
+        if let Some((_, early)) = behind.iter().filter(clashes).find(|(_, early)| early.from < grant.from) {
             return Err(format!("L6: {} was granted before {}", early.fence, grant.fence));
+        }
+        let first = behind.entry(stood.share).or_insert(grant);
+        if grant.from < first.from {
+            *first = grant;
         }
     }
     Ok(())
+}
+
+/// Whether two leave each other no room.
+fn clash(one: Share, other: Share) -> bool {
+    !one.fits(u64::from(other.permits)) || !other.fits(u64::from(one.permits))
 }
 
 /// L7: a release or renewal with a token that is not the holder's changes nothing.
