@@ -9,6 +9,7 @@ pub mod invariant;
 pub mod machine;
 pub mod message;
 pub mod plans;
+pub mod several;
 mod share;
 pub mod swap;
 
@@ -17,6 +18,7 @@ pub use fence::Fence;
 pub use machine::Machine;
 pub use message::{Caller, Effect, Failure, Input, Rejected, Reply, Request, Rival, Seen, Token};
 pub use plans::Found;
+pub use several::Several;
 pub use share::Share;
 pub use swap::Swap;
 

@@ -1,12 +1,11 @@
 //! Locks over HTTP.
 
 mod answer;
+mod following;
 mod request;
+mod several;
 
-use axum::{
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::extract::State;
 use concordat_protocol::lock::Rejected;
 use http::{HeaderMap, StatusCode};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -29,9 +28,9 @@ pub fn routes() -> OpenApiRouter<Context> {
         .routes(routes!(acquire, renew, release, inspect))
         .routes(routes!(acquire_unkeyed, renew_unkeyed, release_unkeyed, inspect_unkeyed))
         .routes(routes!(verify))
-        .routes(routes!(events))
-        .routes(routes!(acquire_several))
-        .routes(routes!(release_several))
+        .routes(routes!(following::events))
+        .routes(routes!(several::acquire_several))
+        .routes(routes!(several::release_several))
 }
 
 /// Takes a key of a lock, waiting for it if asked to.
@@ -66,12 +65,17 @@ async fn acquire(
         ));
     }
     let terms = body.terms(&params, &defined.settings)?;
-    if !context.store.intake_open() {
-        let why = "etcd's space is nearly used up: nothing new is taken in until some is freed";
-        return Err(Problem::unavailable("out-of-space", why));
-    }
+    refuse_without_space(&context)?;
     let granted = context.locks.acquire(target.place(), &defined, terms).await.map_err(refusal)?;
     Ok(axum::Json(granted.into()))
+}
+
+fn refuse_without_space(context: &Context) -> Result<(), Problem> {
+    if context.store.intake_open() {
+        return Ok(());
+    }
+    let why = "etcd's space is nearly used up: nothing new is taken in until some is freed";
+    Err(Problem::unavailable("out-of-space", why))
 }
 
 /// The same, of the key `-`.
@@ -93,7 +97,7 @@ async fn acquire_unkeyed(
     acquire(context, target, params, headers, body).await
 }
 
-/// Holds for another ttl.
+/// Holds for another ttl: all keys of the token, if it was given for several.
 #[utoipa::path(
     put,
     path = "/v1/locks/{lock}/{key}",
@@ -131,7 +135,7 @@ async fn renew_unkeyed(
     renew(context, target, headers).await
 }
 
-/// Lets go. May be repeated.
+/// Lets go: of all keys of the token, if it was given for several. May be repeated.
 #[utoipa::path(
     delete,
     path = "/v1/locks/{lock}/{key}",
@@ -150,15 +154,19 @@ async fn release(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let token = token(&headers)?.ok_or_else(|| refusal(Rejected::Mismatch))?;
-    context.locks.release(target.place(), token).await.map_err(|rejected| match rejected {
+    context.locks.release(target.place(), token).await.map_err(not_released)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn not_released(rejected: Rejected) -> Problem {
+    match rejected {
         Rejected::Unavailable { .. } => Problem::unavailable(
             "outcome-unknown",
             "etcd does not answer; the lock is let go as soon as it does",
         )
         .outcome(Outcome::Unknown),
         rejected => refusal(rejected),
-    })?;
-    Ok(StatusCode::NO_CONTENT)
+    }
 }
 
 /// The same, of the key `-`.
@@ -226,44 +234,4 @@ async fn verify(
         None => Err(Problem::new(StatusCode::GONE, "lock-superseded", "The grant is over")
             .detail("the fence is not that of a present holder: acquire anew")),
     }
-}
-
-fn not_implemented(what: &str) -> Response {
-    Problem::new(StatusCode::NOT_IMPLEMENTED, "not-implemented", "This does not work yet")
-        .detail(what)
-        .into_response()
-}
-
-/// What becomes of a grant, as server-sent events. Later.
-#[utoipa::path(
-    get,
-    path = "/v1/locks/{lock}/{key}/events",
-    tag = "locks",
-    params(Target),
-    responses((status = 501, body = Document, description = "not-implemented"))
-)]
-async fn events(_: Segments<Target>) -> Response {
-    not_implemented("events of a grant are not told yet: renew it with PUT, which says when it is lost")
-}
-
-/// Takes several keys, all or none. Later.
-#[utoipa::path(
-    post,
-    path = "/v1/locks:acquire",
-    tag = "locks",
-    responses((status = 501, body = Document, description = "not-implemented"))
-)]
-async fn acquire_several() -> Response {
-    not_implemented("several locks cannot be taken at once yet: nothing was taken")
-}
-
-/// Lets go of several keys. Later.
-#[utoipa::path(
-    post,
-    path = "/v1/locks:release",
-    tag = "locks",
-    responses((status = 501, body = Document, description = "not-implemented"))
-)]
-async fn release_several() -> Response {
-    not_implemented("several locks cannot be taken at once yet: release each with DELETE")
 }

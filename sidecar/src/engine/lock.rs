@@ -1,6 +1,10 @@
 //! Runs locks: one machine a key, on the store.
 
+mod calls;
+mod following;
+mod holdings;
 mod keys;
+mod several;
 mod stats;
 mod watch;
 
@@ -9,26 +13,30 @@ use std::sync::Arc;
 use concordat_protocol::{
     Answer, Millis, Now, Plan, Range,
     lock::{
-        Caller, Effect, Failure, Fence, Found, Holder, Input, Machine, Mode, Rejected, Reply, Request, Share,
-        Token, fair::line::Line, machine,
+        Caller, Effect, Failure, Fence, Found, Holder, Input, Machine, Mode, Rejected, Reply, Share, Token,
+        fair::line::Line,
     },
 };
 use concordat_store::{CommitError, SessionState, Store};
 use parking_lot::Mutex;
 use prometheus_client::metrics::{
     counter::Counter,
+    gauge::Gauge,
     histogram::{Histogram, exponential_buckets},
 };
 use tokio::sync::{Notify, oneshot};
 
-pub use self::keys::Place;
-use self::keys::{Keys, Stepped};
-use crate::{
-    context::Identity,
-    definitions::{Defined, Definitions},
-    failpoint,
-    metrics::Metrics,
+pub use self::{
+    following::{Event, Following},
+    holdings::Held,
+    keys::Place,
+    several::{Asked, GrantedSeveral},
 };
+use self::{
+    holdings::Holdings,
+    keys::{Keys, Stepped},
+};
+use crate::{context::Identity, definitions::Definitions, failpoint, metrics::Metrics};
 
 /// What every fence is raised by. A restored etcd will need more than 0.
 pub const FENCE_OFFSET: i64 = 0;
@@ -42,6 +50,7 @@ struct Inner {
     definitions: Definitions,
     identity: Arc<Identity>,
     keys: Mutex<Keys>,
+    holdings: Mutex<Holdings>,
     /// The earliest timer changed.
     rearmed: Notify,
     /// A counter changed.
@@ -52,6 +61,8 @@ struct Inner {
     wakeups: Counter,
     losses: Counter,
     waits: Histogram,
+    holds: Histogram,
+    waiters: Gauge,
 }
 
 /// How a caller wants a lock; durations in milliseconds.
@@ -67,7 +78,7 @@ pub struct Terms {
     pub ttl: Millis,
     /// How long it lasts at most; 0: no bound.
     pub max_hold: Millis,
-    /// Whether it renews itself up to `max_hold`.
+    /// Whether the sidecar renews it: up to `max_hold` if there is one, and as long as its app follows it.
     pub renew: bool,
 }
 
@@ -117,6 +128,7 @@ impl LockEngine {
             definitions: definitions.clone(),
             identity: identity.clone(),
             keys: Mutex::default(),
+            holdings: Mutex::default(),
             rearmed: Notify::new(),
             counted: Notify::new(),
             settled: Notify::new(),
@@ -124,6 +136,8 @@ impl LockEngine {
             wakeups: Counter::default(),
             losses: Counter::default(),
             waits: Histogram::new(exponential_buckets(0.000_25, 2.0, 20)),
+            holds: Histogram::new(exponential_buckets(0.001, 2.0, 24)),
+            waiters: Gauge::default(),
         });
         metrics.register("lock_grants", "Locks granted", inner.grants.clone());
         metrics.register(
@@ -141,80 +155,13 @@ impl LockEngine {
             "Time from asking for a lock to getting it",
             inner.waits.clone(),
         );
+        metrics.register_seconds("lock_hold", "Time from getting a lock to its end", inner.holds.clone());
+        metrics.register("lock_waiters", "Callers that wait for a lock", inner.waiters.clone());
         tokio::spawn(inner.clone().tick());
         tokio::spawn(inner.clone().follow_sessions());
         tokio::spawn(inner.clone().follow_definitions());
         tokio::spawn(inner.clone().publish_stats());
         Self(inner)
-    }
-
-    /// Takes `key` of `lock`, waiting as long as the terms say. Dropped before it answers, it leaves nothing behind.
-    ///
-    /// # Errors
-    /// [`Rejected`], what is known of who holds it included.
-    pub async fn acquire(
-        &self,
-        place: Place,
-        defined: &Defined<concordat_protocol::lock::Settings>,
-        terms: Terms,
-    ) -> Result<Granted, Rejected> {
-        let (store, session) = (&self.0.store, self.0.store.session());
-        if self.0.keys.lock().draining || !session.is_believed(store.clock().now()) {
-            return Err(Rejected::Unavailable { unknown: false });
-        }
-        let max_waiters = defined.settings.max_waiters as usize;
-        let reply = self
-            .call(place, |caller| {
-                Input::Acquire(Request {
-                    caller,
-                    token: Token(rand::random()),
-                    session: session.id.clone(),
-                    pod: self.0.identity.pod.clone(),
-                    owner: terms.owner,
-                    definition: defined.create_revision,
-                    mode: defined.settings.mode,
-                    wait: terms.wait,
-                    max_waiters,
-                    share: terms.share,
-                    lock_delay: defined.settings.lock_delay,
-                    ttl: terms.ttl,
-                    max_hold: terms.max_hold,
-                    renew: terms.renew,
-                })
-            })
-            .await?;
-        match reply {
-            Reply::Granted { token, fence, expires_in, waited } => {
-                Ok(Granted { token, fence, expires_in, waited })
-            }
-            Reply::Renewed { .. } | Reply::Released => Err(Rejected::NothingUnderWay),
-        }
-    }
-
-    /// Holds for another ttl; answers for how long that is safe to rely on, milliseconds.
-    ///
-    /// # Errors
-    /// [`Rejected::Lost`] and [`Rejected::Mismatch`].
-    pub async fn renew(&self, place: Place, token: Token) -> Result<Millis, Rejected> {
-        let believed = self.0.believed(&place);
-        match self.call(place, |caller| Input::Renew { caller, token, believed }).await? {
-            Reply::Renewed { expires_in } => Ok(expires_in),
-            Reply::Granted { .. } | Reply::Released => Err(Rejected::NothingUnderWay),
-        }
-    }
-
-    /// Lets go, and answers when etcd has.
-    ///
-    /// # Errors
-    /// [`Rejected::Lost`], [`Rejected::Mismatch`], and [`Rejected::Unavailable`] when etcd does not answer: then it is
-    /// tried again until it does.
-    pub async fn release(&self, place: Place, token: Token) -> Result<(), Rejected> {
-        let patience = std::time::Duration::from_millis(machine::PATIENCE);
-        let released = self.call(place, |caller| Input::Release { caller, token });
-        match tokio::time::timeout(patience, released).await {
-            Ok(reply) => reply.map(|_| ()),
-            Err(_) => Err(Rejected::Unavailable { unknown: true }),
-        }
     }
 
     /// What there is to know of a key, as of now.
@@ -252,6 +199,8 @@ impl LockEngine {
             keys.draining = true;
             keys.places()
         };
+        let held = self.0.holdings.lock().tokens();
+        held.into_iter().for_each(|token| self.0.let_go(token));
         for place in places {
             let _ = self.0.step(&place, Input::Drain);
         }
@@ -316,6 +265,7 @@ impl Inner {
         }
         if due.stats {
             self.counted.notify_one();
+            self.waiters.inc_by(due.waiters);
         }
         if due.settled {
             self.settled.notify_one();
@@ -350,10 +300,7 @@ impl Inner {
                     let _ = answer.send(reply);
                 }
             }
-            Effect::Lost(_) => {
-                self.losses.inc();
-                tracing::warn!(lock = %place.lock, key = %place.key, "a grant ended without its holder");
-            }
+            Effect::Lost(token) => self.lost(place, token),
         }
     }
 

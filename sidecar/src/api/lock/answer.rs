@@ -1,6 +1,6 @@
 //! What callers are told.
 
-use concordat_protocol::lock::{Fence, Rejected, Rival};
+use concordat_protocol::lock::{Fence, Rejected, Rival, Token};
 use http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -27,12 +27,17 @@ pub(super) struct Acquired {
 impl From<Granted> for Acquired {
     fn from(granted: Granted) -> Self {
         Self {
-            token: format!("{:032x}", granted.token.0),
+            token: shown(granted.token),
             fence: granted.fence.get(),
             expires_in_ms: granted.expires_in,
             waited_ms: granted.waited,
         }
     }
+}
+
+/// A token as callers know it.
+pub(super) fn shown(token: Token) -> String {
+    format!("{:032x}", token.0)
 }
 
 /// A renewed grant.

@@ -37,7 +37,7 @@ pub(super) struct Target {
 }
 
 /// The key of a lock that is asked for without one.
-fn unkeyed() -> UserKey {
+pub(super) fn unkeyed() -> UserKey {
     UserKey("-".to_owned())
 }
 
@@ -53,7 +53,7 @@ impl Target {
 pub(super) struct AcquireParams {
     /// How long to wait, at most the Lock's `maxWait`; it ends 250 ms earlier. Without it the answer comes at once.
     #[param(value_type = Option<String>, example = "5s")]
-    wait: GoDuration,
+    pub(super) wait: GoDuration,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -69,23 +69,24 @@ pub(super) struct VerifyParams {
 pub(super) struct AcquireBody {
     /// How long the grant lasts unless it is renewed: 2s to 1h, rounded up to a second. Default: the Lock's.
     #[schema(value_type = Option<String>, example = "15s")]
-    ttl: Option<GoDuration>,
+    pub(super) ttl: Option<GoDuration>,
     /// `exclusive`, which is the default, or `shared`: for a Lock of kind ReadWrite.
-    mode: Option<Mode>,
+    pub(super) mode: Option<Mode>,
     /// How many permits, 1 to all there are: more than 1 for a Lock of kind Semaphore.
-    permits: Option<u32>,
+    pub(super) permits: Option<u32>,
     /// What the caller calls itself, for people: up to 256 bytes.
-    owner: String,
-    /// Whether the sidecar renews it, up to `maxHold`.
-    renew: bool,
+    pub(super) owner: String,
+    /// Whether the sidecar renews it: as long as the app follows its events, and up to `maxHold`. When the stream of
+    /// events ends, so does the grant; before the first is opened it lasts one ttl, or `maxHold` if that is given.
+    pub(super) renew: bool,
     /// How long the grant lasts however often it is renewed, at most the Lock's `maxHold`.
     #[schema(value_type = Option<String>, example = "10m")]
-    max_hold: Option<GoDuration>,
+    pub(super) max_hold: Option<GoDuration>,
 }
 
 #[derive(Clone, Copy, Deserialize, Serialize, PartialEq, Eq, ToSchema)]
 #[serde(rename_all = "camelCase")]
-enum Mode {
+pub(super) enum Mode {
     Exclusive,
     Shared,
 }
@@ -132,11 +133,6 @@ impl AcquireBody {
         });
         if self.max_hold == Some(GoDuration(0)) {
             return Err(Problem::invalid("maxHold: write more than 0, or leave it out"));
-        }
-        if self.renew && max_hold == 0 {
-            return Err(Problem::invalid(
-                "renew: write a maxHold too, beyond which the sidecar does not renew for an app that is gone",
-            ));
         }
         Ok(Terms {
             share,

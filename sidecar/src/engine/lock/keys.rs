@@ -65,6 +65,8 @@ pub(super) struct Due {
     pub(super) timer: bool,
     /// A counter changed.
     pub(super) stats: bool,
+    /// So many more wait now.
+    pub(super) waiters: i64,
     /// The machine has nothing under way any more.
     pub(super) settled: bool,
     /// It began to watch (true) or stopped.
@@ -146,6 +148,7 @@ impl Keys {
             let waiters = kept.machine.waiters();
             let counters = self.counters.entry(place.lock.clone()).or_default();
             due.stats = counters.count(granted, kept.waiters, waiters);
+            due.waiters = waiters as i64 - kept.waiters as i64;
             kept.waiters = waiters;
             if kept.machine.watches() != kept.watches {
                 kept.watches = !kept.watches;
