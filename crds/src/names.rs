@@ -19,3 +19,7 @@ pub const APP_ID_ANNOTATION: &str = "concordat.dev/app-id";
 pub const APP_PORT_ANNOTATION: &str = "concordat.dev/app-port";
 /// Prefix of the annotations that carry the sidecar's remaining settings.
 pub const CONFIG_ANNOTATION_PREFIX: &str = "config.concordat.dev/";
+
+/// Annotation of a Lock, `<key>=<fence>`: takes the key from the holder with this fence, and from no other. The operator
+/// removes it when that is done, and tells of it in an Event.
+pub const FORCE_RELEASE_ANNOTATION: &str = "concordat.dev/force-release";

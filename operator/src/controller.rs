@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use concordat_crds::names::FINALIZER;
-use concordat_protocol::{Definition, Now};
+use concordat_protocol::{Definition, Key, Lease, Now, Plan};
 use futures::{Stream, StreamExt, TryStreamExt, future::BoxFuture, stream};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -14,7 +14,7 @@ use kube::{
     runtime::{
         WatchStreamExt,
         controller::{self, Action},
-        events::Recorder,
+        events::{Event, EventType, Recorder},
         reflector::{self, ObjectRef},
         watcher,
     },
@@ -28,7 +28,7 @@ use crate::{
     Invalid, Standing, cleanup, conditions,
     etcd::{self, Term},
     events,
-    kind::Kind,
+    kind::{Asked, Kind},
     metrics::Metrics,
     wake::{Named, Namespaces},
 };
@@ -216,7 +216,7 @@ async fn enforce<K: Kind>(object: &K::Object, context: &Context<K>) -> Result<(S
         settings: settings.clone(),
     };
     let name = object.name_any().into();
-    let Some(created) = term.define(&namespace, K::KIND, &name, definition).await? else {
+    let Some(created) = term.define(&namespace, K::KIND, &name, definition.clone()).await? else {
         // An object of this name was removed without its finalizer: what it left goes first.
         let left = term.definition(&namespace, K::KIND, &name).await?.map(|(_, definition)| definition.uid);
         let former = ObjectMeta { uid: left, ..object.meta().clone() };
@@ -232,6 +232,15 @@ async fn enforce<K: Kind>(object: &K::Object, context: &Context<K>) -> Result<(S
     let now = Now { monotonic: 0, unix: Timestamp::now().as_millisecond() as u64 };
     if let Some(plan) = K::begin(object, &state, &settings, created, now) {
         term.write(&namespace, plan).await?;
+        state = K::look(term.admin(), &namespace, object).await?;
+    }
+    if let Some(asked) = K::asked(object, &state) {
+        // Written anew, the definition tells every sidecar to look again at what it holds.
+        let key = Key::Definition { kind: K::KIND, name };
+        let touch = |plan: Plan| {
+            plan.same_life(key.clone(), created).put(key.clone(), definition.clone(), Lease::Forever)
+        };
+        context.do_as_asked(object.meta(), asked, touch).await?;
         state = K::look(term.admin(), &namespace, object).await?;
     }
     Ok((Standing::Accepted, state))
@@ -342,15 +351,7 @@ impl<K: Kind> Context<K> {
     async fn set_finalizers(&self, meta: &ObjectMeta, finalizers: Vec<String>) -> Result<(), Error> {
         let patch =
             json!({ "metadata": { "finalizers": finalizers, "resourceVersion": meta.resource_version } });
-        let params = PatchParams {
-            field_manager: Some("concordat-operator/finalizer".into()),
-            ..PatchParams::default()
-        };
-        let name = meta.name.as_deref().unwrap_or_default();
-        match self.api(meta).patch_metadata(name, &params, &Patch::Merge(patch)).await {
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-            result => Ok(result.map(drop)?),
-        }
+        self.patch_metadata(meta, "concordat-operator/finalizer", patch).await
     }
 
     async fn patch_status(&self, meta: &ObjectMeta, status: &serde_json::Value) -> Result<(), Error> {
@@ -378,6 +379,12 @@ impl<K: Kind> Context<K> {
 
     /// Tells events; one that cannot be told is not worth a failed pass.
     async fn publish(&self, meta: &ObjectMeta, before: &[Condition], now: &[Condition]) {
+        for event in events::changes(before, now) {
+            self.publish_one(meta, &event).await;
+        }
+    }
+
+    async fn publish_one(&self, meta: &ObjectMeta, event: &Event) {
         let reference = k8s_openapi::api::core::v1::ObjectReference {
             api_version: Some(K::Object::api_version(&()).into()),
             kind: Some(K::Object::kind(&()).into()),
@@ -386,10 +393,47 @@ impl<K: Kind> Context<K> {
             uid: meta.uid.clone(),
             ..Default::default()
         };
-        for event in events::changes(before, now) {
-            if let Err(error) = self.shared.recorder.publish(&event, &reference).await {
-                tracing::warn!(%error, reason = event.reason, "an event could not be told");
+        if let Err(error) = self.shared.recorder.publish(event, &reference).await {
+            tracing::warn!(%error, reason = event.reason, "an event could not be told");
+        }
+    }
+
+    /// Does what a person asked for by an annotation, tells of it, and removes the annotation.
+    async fn do_as_asked(
+        &self,
+        meta: &ObjectMeta,
+        asked: Asked,
+        touch: impl FnOnce(Plan) -> Plan,
+    ) -> Result<(), Error> {
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let event = match asked.plan {
+            Ok((plan, reason, note)) => {
+                if self.shared.term.write(namespace, touch(plan)).await?.held {
+                    events::event(EventType::Normal, reason, &note)
+                } else {
+                    // What was read is no longer so: it is looked at again.
+                    return Ok(());
+                }
             }
+            Err(why) => events::event(EventType::Warning, asked.refused, &why),
+        };
+        self.publish_one(meta, &event).await;
+        let patch = json!({ "metadata": { "annotations": { asked.annotation: null }, "resourceVersion": meta.resource_version } });
+        self.patch_metadata(meta, "concordat-operator/annotation", patch).await
+    }
+
+    /// Changes an object's metadata, if it is still there.
+    async fn patch_metadata(
+        &self,
+        meta: &ObjectMeta,
+        manager: &str,
+        patch: serde_json::Value,
+    ) -> Result<(), Error> {
+        let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
+        let name = meta.name.as_deref().unwrap_or_default();
+        match self.api(meta).patch_metadata(name, &params, &Patch::Merge(patch)).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            result => Ok(result.map(drop)?),
         }
     }
 }

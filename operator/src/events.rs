@@ -15,11 +15,11 @@ pub fn changes(previous: &[Condition], now: &[Condition]) -> Vec<Event> {
             let before = previous.iter().find(|before| before.type_ == condition.type_);
             before.is_none_or(|before| before.status != condition.status || before.reason != condition.reason)
         })
-        .filter_map(event)
+        .filter_map(of_condition)
         .collect()
 }
 
-fn event(condition: &Condition) -> Option<Event> {
+fn of_condition(condition: &Condition) -> Option<Event> {
     let holds = condition.status == "True";
     let (type_, reason) = match condition.type_.as_str() {
         READY if holds || condition.reason == reason::DELETING => (EventType::Normal, &condition.reason),
@@ -28,17 +28,22 @@ fn event(condition: &Condition) -> Option<Event> {
         ABORTED | STUCK | DEAD_LETTERS if holds => (EventType::Warning, &condition.type_),
         _ => return None,
     };
-    let mut end = condition.message.len().min(NOTE_LIMIT);
-    while !condition.message.is_char_boundary(end) {
+    Some(event(type_, reason, &condition.message))
+}
+
+/// An event; a note that is too long is cut.
+pub fn event(type_: EventType, reason: &str, note: &str) -> Event {
+    let mut end = note.len().min(NOTE_LIMIT);
+    while !note.is_char_boundary(end) {
         end -= 1;
     }
-    Some(Event {
+    Event {
         type_,
-        reason: reason.clone(),
-        note: Some(condition.message[..end].to_owned()),
+        reason: reason.to_owned(),
+        note: Some(note[..end].to_owned()),
         action: "Reconcile".into(),
         secondary: None,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,17 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Invalid, Standing, etcd};
 
+/// What a person asked for by an annotation, which is removed once it is done or cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The annotation.
+    pub annotation: &'static str,
+    /// What to do, and the reason and note of the Event that tells so; or why it cannot be done.
+    pub plan: Result<(Plan, &'static str, String), String>,
+    /// Reason of the Event that tells that it was not done.
+    pub refused: &'static str,
+}
+
 /// One kind of custom resource: its pure functions and what of etcd they are given.
 pub trait Kind: Sized + Send + Sync + 'static {
     /// The custom resource.
@@ -49,6 +60,11 @@ pub trait Kind: Sized + Send + Sync + 'static {
 
     /// What the operator itself puts for an object that is in force, under the definition created at a revision.
     fn begin(_: &Self::Object, _: &Self::State, _: &Settings, _definition: i64, _: Now) -> Option<Plan> {
+        None
+    }
+
+    /// What a person asks for by an annotation of the object, given what was read.
+    fn asked(_: &Self::Object, _: &Self::State) -> Option<Asked> {
         None
     }
 

@@ -1,6 +1,7 @@
 //! The kind `Lock`.
 
 mod compile;
+mod force;
 mod status;
 
 use concordat_crds::{Lock, LockStatus};
@@ -16,7 +17,7 @@ pub use status::{Held, State, status};
 use crate::{
     Invalid, Standing,
     etcd::{self, Term},
-    kind::Kind,
+    kind::{Asked, Kind},
 };
 
 /// The kind, for the pipeline.
@@ -48,6 +49,10 @@ impl Kind for Locks {
 
     async fn look(admin: &Admin, namespace: &str, object: &Lock) -> Result<State, CommitError> {
         look(admin, namespace, &object.name_any().into()).await
+    }
+
+    fn asked(object: &Lock, state: &State) -> Option<Asked> {
+        force::asked(object, state)
     }
 
     fn status(

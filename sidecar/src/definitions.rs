@@ -19,6 +19,8 @@ pub struct Defined<S> {
     pub settings: Arc<S>,
     /// Create revision of the definition: what a plan compares.
     pub create_revision: i64,
+    /// Mod revision of the definition: rises with every write of it.
+    pub mod_revision: i64,
 }
 
 /// The cache. Cheap to clone.
@@ -125,7 +127,12 @@ impl Definitions {
 
 fn supported<S>(found: &Defined<S>, supported: bool, kind: &str, name: &str) -> Result<Defined<S>, Problem> {
     if supported {
-        return Ok(Defined { settings: found.settings.clone(), create_revision: found.create_revision });
+        let Defined { settings, create_revision, mod_revision } = found;
+        return Ok(Defined {
+            settings: settings.clone(),
+            create_revision: *create_revision,
+            mod_revision: *mod_revision,
+        });
     }
     Err(Problem::mode_not_supported(format!(
         "the {kind} {name:?} asks for a mode that does not work yet; its status says which"
@@ -157,12 +164,12 @@ impl Known {
             tracing::warn!(key = ?entry.key, "this is no definition: it is passed over");
             return;
         };
-        let create_revision = entry.create_revision;
+        let revisions = (entry.create_revision, entry.mod_revision);
         match definition.settings {
-            Settings::Lock(settings) => insert(&mut self.locks, name, settings, create_revision),
-            Settings::Queue(settings) => insert(&mut self.queues, name, settings, create_revision),
+            Settings::Lock(settings) => insert(&mut self.locks, name, settings, revisions),
+            Settings::Queue(settings) => insert(&mut self.queues, name, settings, revisions),
             Settings::Transaction(settings) => {
-                insert(&mut self.transactions, name, settings, create_revision);
+                insert(&mut self.transactions, name, settings, revisions);
             }
         }
     }
@@ -176,8 +183,13 @@ impl Known {
     }
 }
 
-fn insert<S>(all: &mut HashMap<Name, Defined<S>>, name: Name, settings: S, create_revision: i64) {
-    all.insert(name, Defined { settings: Arc::new(settings), create_revision });
+fn insert<S>(
+    all: &mut HashMap<Name, Defined<S>>,
+    name: Name,
+    settings: S,
+    (create_revision, mod_revision): (i64, i64),
+) {
+    all.insert(name, Defined { settings: Arc::new(settings), create_revision, mod_revision });
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub struct State {
 /// A held key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
+    /// The record that says so.
+    pub at: Key,
     /// The key.
     pub key: String,
     /// Its holder.
@@ -58,6 +60,7 @@ impl State {
         for entry in answer.reads.iter().flatten() {
             match (&entry.key, &entry.record) {
                 (Key::Holder { key, .. }, Record::Holder(holder)) => state.holders.push(Held {
+                    at: entry.key.clone(),
                     key: key.to_string(),
                     holder: holder.clone(),
                     fence: Fence::new(entry.mod_revision, 0, 0).map_or(0, Fence::get),

@@ -113,7 +113,7 @@ impl Swap {
             }
             Input::Release { caller, token } => self.release(caller, token, &mut effects)?,
             Input::Landed { outcome, believed } => self.landed(outcome, believed, now, &mut effects)?,
-            Input::Seen(seen) => self.shown(seen),
+            Input::Seen(seen) => self.shown(seen, &mut effects),
             Input::Defined(created) => self.defined(created, i64::MAX, &mut effects),
             Input::Lost(session) => self.lost(&session, &mut effects),
             Input::Tick { believed } => self.tick(believed, now, &mut effects),
@@ -276,17 +276,25 @@ impl Swap {
     }
 
     /// Takes in what the watch shows.
-    fn shown(&mut self, seen: Seen) {
-        match seen {
-            Seen::All { revision, entries } => self.see(revision, entries.iter().find_map(Found::read)),
-            Seen::Put(entry) => {
-                if let Some(found) = Found::read(&entry) {
-                    self.see(found.revision, Some(found));
-                }
-            }
-            Seen::Deleted { key: Key::Holder { .. }, revision } => self.see(revision, None),
-            Seen::Deleted { .. } => {}
+    fn shown(&mut self, seen: Seen, effects: &mut Vec<Effect>) {
+        let (revision, found) = match seen {
+            Seen::All { revision, entries } => (revision, entries.iter().find_map(Found::read)),
+            Seen::Put(entry) => match Found::read(&entry) {
+                Some(found) => (found.revision, Some(found)),
+                None => return,
+            },
+            Seen::Deleted { key: Key::Holder { .. }, revision } => (revision, None),
+            Seen::Deleted { .. } => return,
+        };
+        // Somebody took it from its holder: an operator, by force.
+        if let Phase::Held(Grant { revision: granted, token, .. }) = self.phase
+            && revision > granted
+            && found.as_ref().is_none_or(|found| found.revision != granted)
+        {
+            self.phase = Phase::Idle;
+            self.lose(token, effects);
         }
+        self.see(revision, found);
     }
 
     fn see(&mut self, revision: i64, found: Option<Found>) {

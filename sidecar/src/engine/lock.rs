@@ -8,13 +8,13 @@ mod several;
 mod stats;
 mod watch;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use concordat_protocol::{
-    Answer, Millis, Now, Plan, Range,
+    Answer, Entry, Millis, Name, Now, Plan, Range,
     lock::{
-        Caller, Effect, Failure, Fence, Found, Holder, Input, Machine, Mode, Rejected, Reply, Share, Token,
-        fair::line::Line,
+        Caller, Effect, Failure, Fence, Found, Holder, Input, Machine, Mode, Rejected, Reply, Seen, Share,
+        Token, fair::line::Line, plans,
     },
 };
 use concordat_store::{CommitError, SessionState, Store};
@@ -40,6 +40,9 @@ use crate::{context::Identity, definitions::Definitions, failpoint, metrics::Met
 
 /// What every fence is raised by. A restored etcd will need more than 0.
 pub const FENCE_OFFSET: i64 = 0;
+
+/// How soon etcd is asked again about what is held, when it did not answer.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Runs locks. Cheap to clone.
 #[derive(Clone)]
@@ -392,6 +395,7 @@ impl Inner {
 
     async fn follow_definitions(self: Arc<Self>) {
         let mut changes = self.definitions.changes();
+        let mut written = HashMap::new();
         while changes.changed().await.is_ok() {
             if !self.definitions.synced() {
                 continue;
@@ -402,6 +406,39 @@ impl Inner {
                 let created = created.map(|defined| defined.create_revision);
                 let _ = self.step(&place, Input::Defined(created));
             }
+            for lock in self.holdings.lock().locks() {
+                let Ok(defined) = self.definitions.lock(lock.as_str()) else { continue };
+                if written.insert(lock.clone(), defined.mod_revision) != Some(defined.mod_revision) {
+                    tokio::spawn(self.clone().look_again(lock));
+                }
+            }
+        }
+    }
+
+    /// Looks whether what is held of a lock is still there: the operator, having taken a key from its holder, writes the
+    /// lock's definition anew. Nobody watches what he holds.
+    async fn look_again(self: Arc<Self>, lock: Name) {
+        loop {
+            let held = self.holdings.lock().places_of(&lock);
+            if held.is_empty() {
+                return;
+            }
+            let Ok(answer) = self.store.read(vec![Range::Lock(lock.clone())]).await else {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            };
+            let entries = answer.reads.into_iter().next().unwrap_or_default();
+            for place in held {
+                // A line is watched as long as one stands in it.
+                if self.keys.lock().get(&place).is_none_or(|machine| machine.mode() == Mode::FairQueue) {
+                    continue;
+                }
+                let of = |entry: &&Entry| entry.key == plans::holder(&lock, &place.key);
+                let entries = entries.iter().filter(of).cloned().collect();
+                let seen = Seen::All { revision: answer.revision, entries };
+                let _ = self.step(&place, Input::Seen(seen));
+            }
+            return;
         }
     }
 }

@@ -4,6 +4,8 @@
 
 mod fair;
 mod faults;
+mod holding;
 mod http;
+mod several;
 mod waiting;
 mod world;

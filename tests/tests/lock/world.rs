@@ -234,6 +234,17 @@ impl World {
         })
     }
 
+    /// Takes a key of `orders` from its holder as the operator does.
+    pub(crate) async fn take_by_force(&self, key: &str) -> Result<()> {
+        let definition = Key::Definition { kind: Kind::Lock, name: "orders".into() };
+        let found = self.admin.read(NAMESPACE, vec![definition.clone().into()]).await?;
+        let entry = found.reads.into_iter().flatten().next().context("no definition")?;
+        let holder = Key::Holder { lock: "orders".into(), key: key.into() };
+        let plan = Plan::new().delete(holder).put(definition, entry.record, Lease::Forever);
+        self.admin.write(NAMESPACE, plan).await?;
+        Ok(())
+    }
+
     /// Waits until nobody holds a key.
     pub(crate) async fn is_free(&self, key: &str) -> Result<()> {
         eventually(&format!("{key} comes free"), async || {
@@ -386,6 +397,16 @@ impl Sidecar {
         eventually(&format!("{count} wait for {path}"), async || {
             let waiters = self.get(&format!("/v1/locks/{path}")).await?.body["waiters"].clone();
             ensure!(waiters == json!(count), "{waiters} do");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until its metrics have a line.
+    pub(crate) async fn counts(&self, line: &str) -> Result<()> {
+        eventually(line, async || {
+            let metrics = reqwest::get(format!("{}/metrics", self.admin)).await?.text().await?;
+            ensure!(metrics.lines().any(|of| of == line), "its metrics say:\n{metrics}");
             Ok(())
         })
         .await

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 mod cleanup;
+mod force;
 mod leadership;
 mod once;
 mod outage;

@@ -51,6 +51,7 @@ fn routes() -> Vec<Route> {
         route(Method::DELETE, "/v1/locks/orders/k", Nothing),
         route(Method::GET, "/v1/locks/orders/k", Nothing),
         route(Method::GET, "/v1/locks/orders/k/verify", Nothing),
+        route(Method::GET, "/v1/locks/orders/k/events", Nothing),
         route(Method::POST, "/v1/queues/jobs/messages", Bytes),
         route(Method::POST, "/v1/queues/jobs/receive", Nothing),
         route(Method::POST, "/v1/queues/jobs/ack", Object(RECEIPTS, BeThere)),
@@ -165,7 +166,9 @@ async fn objects_that_are_not_there_or_do_not_work_yet_are_named() -> Result<()>
             let path = format!("{}{verify}", path.replacen(there, &format!("/{name}"), 1));
             // What is released, renewed or acknowledged is known by its token or receipt alone.
             let known_otherwise = kind == "locks" && (*method == Method::PUT || *method == Method::DELETE)
-                || ["/ack", "/nack", "/extend", "/receipts/r"].iter().any(|end| path.ends_with(end));
+                || ["/events", "/ack", "/nack", "/extend", "/receipts/r"]
+                    .iter()
+                    .any(|end| path.ends_with(end));
             if known_otherwise {
                 continue;
             }
@@ -259,10 +262,35 @@ async fn parameters_keys_and_headers_are_checked() -> Result<()> {
         trial.refused((method, path), &[], "{}", INVALID).await?;
     }
     let lock = "/v1/locks/orders/k";
-    for method in [&put, &delete] {
-        trial.refused((method, lock), &[], "", INVALID).await?;
-        trial.refused((method, lock), &[("lock-token", "a"), ("lock-token", "a")], "", INVALID).await?;
+    let (events, release) = ("/v1/locks/orders/k/events", "/v1/locks:release");
+    for (method, path) in [(&put, lock), (&delete, lock), (&get, events), (&post, release)] {
+        trial.refused((method, path), &[], "", INVALID).await?;
+        trial.refused((method, path), &[("lock-token", "a"), ("lock-token", "a")], "", INVALID).await?;
+        let unknown = (412, "lock-token-mismatch");
+        trial.refused((method, path), &[("lock-token", "a")], "", unknown).await?;
     }
+    let many: Vec<String> = (0..33).map(|key| format!(r#"{{"lock":"orders","key":"{key}"}}"#)).collect();
+    let many = format!(r#"{{"locks":[{}]}}"#, many.join(","));
+    for body in [
+        "",
+        "{}",
+        r#"{"locks":[]}"#,
+        r#"{"locks":["orders"]}"#,
+        r#"{"locks":[{"key":"k"}]}"#,
+        r#"{"locks":[{"lock":"orders","key":""}]}"#,
+        r#"{"locks":[{"lock":"orders","kye":"k"}]}"#,
+        r#"{"locks":[{"lock":"orders","key":"k"},{"lock":"orders","key":"k"}]}"#,
+        r#"{"locks":[{"lock":"orders"},{"lock":"orders","key":"-"}]}"#,
+        r#"{"locks":[{"lock":"orders","mode":"shared"}]}"#,
+        r#"{"locks":[{"lock":"orders","permits":2}]}"#,
+        r#"{"locks":[{"lock":"orders"}],"ttl":"1s"}"#,
+        r#"{"locks":[{"lock":"orders"}],"wait":5}"#,
+        &many,
+    ] {
+        trial.refused((&post, "/v1/locks:acquire"), &[], body.to_owned(), INVALID).await?;
+    }
+    let nowhere = r#"{"locks":[{"lock":"orders"},{"lock":"nowhere"}]}"#;
+    trial.refused((&post, "/v1/locks:acquire"), &[], nowhere, (404, "no-such-lock")).await?;
     let key = "k".repeat(1024);
     trial.refused((&post, lock), &[("idempotency-key", "")], "", INVALID).await?;
     trial.refused((&post, lock), &[("idempotency-key", &key)], "", INVALID).await?;

@@ -1,6 +1,6 @@
 //! What this sidecar's callers hold, by token: a grant of one key or of several, and what became of it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use concordat_protocol::{
     Millis, Name,
@@ -128,11 +128,19 @@ impl Holdings {
         held.map(|(token, _)| *token).collect()
     }
 
-    /// The grants that hold a key of a lock.
+    /// The locks of which a key is held.
+    pub(super) fn locks(&self) -> BTreeSet<Name> {
+        self.held().map(|held| held.place.lock.clone()).collect()
+    }
+
+    /// The keys of a lock that are held.
     pub(super) fn places_of(&self, lock: &Name) -> Vec<Place> {
+        self.held().filter(|held| held.place.lock == *lock).map(|held| held.place.clone()).collect()
+    }
+
+    fn held(&self) -> impl Iterator<Item = &Held> {
         let held = self.by_token.values().filter(|holding| holding.standing() == Standing::Held);
-        let keys = held.flat_map(|holding| &holding.keys);
-        keys.filter(|held| held.place.lock == *lock).map(|held| held.place.clone()).collect()
+        held.flat_map(|holding| &holding.keys)
     }
 }
 
