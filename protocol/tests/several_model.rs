@@ -106,14 +106,16 @@ impl Model for World {
         let mut state = before.clone();
         match action {
             Action::Take(caller) => {
-                state.keys[state.next(caller)?] = Some(caller);
+                let key = state.next(caller)?;
+                state.keys[key] = Some(caller);
                 state.callers[caller].several.took();
                 if state.next(caller).is_none() {
                     state.callers[caller].phase = Phase::Holds;
                 }
             }
             Action::TakeWithoutAnswer(caller) => {
-                state.keys[state.next(caller)?] = Some(caller);
+                let key = state.next(caller)?;
+                state.keys[key] = Some(caller);
                 state.callers[caller].phase = Phase::InDoubt;
                 state.faults -= 1;
             }
@@ -146,7 +148,7 @@ impl Model for World {
                 let mut actions = Vec::new();
                 world.actions(state, &mut actions);
                 let over = state.callers.iter().all(|caller| caller.phase == Phase::Over);
-                over || actions.iter().any(|action| !matches!(action, Action::GiveUp(_)))
+                over || actions.iter().any(|action| !matches!(action, Action::GiveUp(_) | Action::Die(_)))
             }),
             Property::sometimes("a caller holds all", |_, state: &State| {
                 state.callers.iter().any(|caller| caller.phase == Phase::Holds)

@@ -50,6 +50,11 @@ impl Session {
         self.belief.until()
     }
 
+    /// Time to live of its lease, milliseconds.
+    pub fn ttl(&self) -> Millis {
+        self.belief.ttl()
+    }
+
     /// Whether it may be acted upon. Once false, false for good.
     pub fn is_believed(&self, now: Now) -> bool {
         self.belief.holds(now.monotonic)

@@ -203,7 +203,9 @@ impl LockEngine {
             keys.places()
         };
         let held = self.0.holdings.lock().tokens();
-        held.into_iter().for_each(|token| self.0.let_go(token));
+        for token in held {
+            self.0.let_go(token);
+        }
         for place in places {
             let _ = self.0.step(&place, Input::Drain);
         }

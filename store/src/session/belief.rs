@@ -22,6 +22,11 @@ impl Belief {
         Self { ttl, until: AtomicU64::new(sent + ttl - MARGIN.min(ttl)), over: AtomicBool::new(false) }
     }
 
+    /// The lease's time to live, milliseconds.
+    pub(crate) fn ttl(&self) -> Millis {
+        self.ttl
+    }
+
     /// A keepalive sent at `sent` was answered, as is known at `now`: too late, if belief was over by then.
     pub(crate) fn extend(&self, sent: Millis, now: Millis) {
         if self.holds(now) {

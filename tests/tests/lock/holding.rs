@@ -1,7 +1,7 @@
 //! Those who hold: what becomes of a grant is told as it happens, and a grant bound to its app ends with it.
 
 use anyhow::{Context, Result, ensure};
-use concordat_tests::{process::eventually, proxy::Proxy};
+use concordat_tests::proxy::Proxy;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -25,18 +25,13 @@ impl Events {
     /// The next event and what it tells; `None` when the stream has ended.
     pub(crate) async fn next(&mut self) -> Result<Option<(String, Value)>> {
         loop {
-            if let Some((block, rest)) = self.text.split_once("\n\n") {
+            if let Some(end) = self.text.find("\n\n") {
+                let block: String = self.text.drain(..end + 2).collect();
                 let field =
                     |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-                let event = match (field("event:"), field("data:")) {
-                    (Some(name), Some(data)) => Some((name.to_owned(), serde_json::from_str(data)?)),
-                    _ => None,
-                };
-                self.text = rest.to_owned();
-                if event.is_some() {
-                    return Ok(event);
-                }
-                continue;
+                // What is no event is a ping.
+                let (Some(name), Some(data)) = (field("event:"), field("data:")) else { continue };
+                return Ok(Some((name.to_owned(), serde_json::from_str(data)?)));
             }
             match self.response.chunk().await? {
                 Some(chunk) => self.text.push_str(std::str::from_utf8(&chunk)?),

@@ -172,7 +172,9 @@ async fn objects_that_are_not_there_or_do_not_work_yet_are_named() -> Result<()>
             if known_otherwise {
                 continue;
             }
-            trial.refused((method, &path), &token, body.clone(), (404, code)).await?;
+            // A call for a lock takes no token.
+            let headers = if *method == Method::POST { &[][..] } else { &token };
+            trial.refused((method, &path), headers, body.clone(), (404, code)).await?;
         }
         let begins = ["/k", "/orders", "/messages", "/receive", "/redrive", "/transfer"];
         if *method == Method::POST && begins.iter().any(|end| path.ends_with(end)) {

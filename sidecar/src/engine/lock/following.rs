@@ -14,7 +14,7 @@ use super::{
     holdings::{Holding, Standing},
 };
 
-/// What a session's belief is shorter by than its lease.
+/// What belief is shorter by than a lease.
 const MARGIN: Millis = 1_000;
 
 /// What happened to a grant.
@@ -22,7 +22,7 @@ const MARGIN: Millis = 1_000;
 pub enum Event {
     /// It is held, for so many milliseconds unless it is renewed.
     Granted(Millis),
-    /// It ends in so many milliseconds: a quarter of what it lasts.
+    /// It ends in so many milliseconds: a quarter of what a renewal lasts, at most.
     Expiring(Millis),
     /// It ended otherwise than by its holder's will: the last that is told.
     Lost,
@@ -80,8 +80,8 @@ impl Following {
             let standing = *self.standing.borrow_and_update();
             match standing {
                 Standing::Held => {}
-                Standing::Released => return self.last(Event::Released),
-                Standing::Lost => return self.last(Event::Lost),
+                Standing::Released => return Some(self.last(Event::Released)),
+                Standing::Lost => return Some(self.last(Event::Lost)),
             }
             let now = self.engine.0.now().monotonic;
             if self.bound && now >= self.renew_at {
@@ -92,7 +92,8 @@ impl Following {
             }
             let end = self.engine.0.ends(&self.keys);
             let left = end.saturating_sub(now);
-            let warn_at = end.saturating_sub(self.ttl.saturating_sub(MARGIN) / 4);
+            let lasts = self.ttl.min(self.engine.0.store.session().ttl()).saturating_sub(MARGIN);
+            let warn_at = end.saturating_sub(lasts / 4);
             // Told anew when what was feared did not happen, not at each renewal.
             if self.told.is_none() || self.warned && now < warn_at {
                 (self.told, self.warned) = (Some(end), false);
@@ -110,9 +111,9 @@ impl Following {
         None
     }
 
-    fn last(&mut self, event: Event) -> Option<Event> {
+    fn last(&mut self, event: Event) -> Event {
         self.over = true;
-        Some(event)
+        event
     }
 }
 

@@ -1,6 +1,6 @@
 //! What this sidecar's callers hold, by token: a grant of one key or of several, and what became of it.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque, hash_map::Entry};
 
 use concordat_protocol::{
     Millis, Name,
@@ -75,11 +75,9 @@ impl Holding {
 impl Holdings {
     /// A caller is about to be told that it holds these keys; false when that is over already.
     pub(super) fn begin(&mut self, token: Token, holding: Holding) -> bool {
-        let ended = self.by_token.contains_key(&token);
-        if !ended {
-            self.by_token.insert(token, holding);
-        }
-        !ended
+        let Entry::Vacant(vacant) = self.by_token.entry(token) else { return false };
+        vacant.insert(holding);
+        true
     }
 
     pub(super) fn get(&self, token: Token) -> Option<&Holding> {
@@ -103,10 +101,9 @@ impl Holdings {
 
     /// The grant is lost, perhaps before its caller was told that it holds it; answers what it was.
     pub(super) fn lose(&mut self, token: Token) -> Option<&Holding> {
-        if !self.by_token.contains_key(&token) {
-            let unknown = Holding::new(Vec::new(), 0, false, 0);
+        if let Entry::Vacant(vacant) = self.by_token.entry(token) {
+            let unknown = vacant.insert(Holding::new(Vec::new(), 0, false, 0));
             unknown.standing.send_replace(Standing::Lost);
-            self.by_token.insert(token, unknown);
             self.remember(token);
             return None;
         }
