@@ -56,7 +56,7 @@ impl State {
     /// From an answer to [`State::ranges`].
     pub fn of(answer: &Answer) -> Self {
         let mut state = Self::default();
-        let mut lines: BTreeMap<&Name, Vec<Entry>> = BTreeMap::new();
+        let mut lines: BTreeMap<(&Name, &Name), Vec<Entry>> = BTreeMap::new();
         for entry in answer.reads.iter().flatten() {
             match (&entry.key, &entry.record) {
                 (Key::Holder { key, .. }, Record::Holder(holder)) => state.holders.push(Held {
@@ -65,8 +65,8 @@ impl State {
                     holder: holder.clone(),
                     fence: Fence::new(entry.mod_revision, 0, 0).map_or(0, Fence::get),
                 }),
-                (Key::Waiter { key, .. } | Key::Shadow { key, .. }, _) => {
-                    lines.entry(key).or_default().push(entry.clone());
+                (Key::Waiter { lock, key, .. } | Key::Shadow { lock, key, .. }, _) => {
+                    lines.entry((lock, key)).or_default().push(entry.clone());
                 }
                 (_, Record::Stat(stat)) => {
                     state.waiters += stat.get(counter::WAITERS);
@@ -76,9 +76,15 @@ impl State {
                 _ => {}
             }
         }
-        for (key, entries) in lines {
+        for ((lock, key), entries) in lines {
             let line = Line::of(answer.revision, &entries);
             state.holders.extend(line.living_holders().map(|(spot, standing)| Held {
+                at: Key::Waiter {
+                    lock: lock.clone(),
+                    key: key.clone(),
+                    session: spot.who.0.clone(),
+                    number: spot.who.1,
+                },
                 key: key.to_string(),
                 holder: standing.holder.clone(),
                 fence: standing.fence(spot, 0).map_or(0, Fence::get),
