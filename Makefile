@@ -27,12 +27,16 @@ check: tools ## Formatting and lints, warnings denied
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 .PHONY: test
-test: check kubernetes ## Everything: lints, unit, property, model, differential, process and API-server tests
+test: check kubernetes dapr ## Everything: lints, unit, property, model, differential, process and API-server tests
 	cargo test --locked --workspace
 
 .PHONY: kubernetes
 kubernetes: ## Builds the kube-apiserver that tests run against (once, from Go modules)
 	tests/kubernetes/build
+
+.PHONY: dapr
+dapr: ## Installs Dapr's own SDKs that tests run (once, from npm and PyPI)
+	tests/dapr/install
 
 .PHONY: fuzz
 fuzz: tools ## The fuzz targets for longer: FUZZ_SECONDS each, 60 unless set

@@ -44,7 +44,11 @@ use crate::{Duration, conditions, rule};
         .reason(Reason::FieldValueForbidden),
     validation = Rule::new("self.mode != 'CompareAndSwap' || duration(self.lockDelay) == duration('0s')")
         .message("lockDelay is for modes Lease and FairQueue only")
-        .field_path(".lockDelay")
+        .field_path(".lockDelay"),
+    validation = Rule::new("self.kind == 'Mutex' || !has(self.daprStore)")
+        .message("daprStore is for kind Mutex only")
+        .field_path(".daprStore")
+        .reason(Reason::FieldValueForbidden)
 )]
 pub struct LockSpec {
     /// How a lock is granted: `CompareAndSwap` to whoever writes first, `Lease` likewise with a delay after a
@@ -90,6 +94,16 @@ pub struct LockSpec {
     #[schemars(extend("format" = "int32"))]
     #[x_kube(validation = rule::number(0, 65536))]
     pub max_waiters: u32,
+
+    /// The store by which apps written for Dapr's lock API name this Lock. Of several Locks in a namespace that give
+    /// the same, the first by name is meant. For kind `Mutex` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = Rule::new(
+        "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')"
+    )
+    .message("must be the name of a store: DNS labels separated by dots"))]
+    pub dapr_store: Option<String>,
 }
 
 /// How a lock is granted.

@@ -22,7 +22,7 @@ pub use several::Several;
 pub use share::Share;
 pub use swap::Swap;
 
-use crate::{Millis, SessionId};
+use crate::{Millis, Name, SessionId};
 
 /// How a lock is agreed upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +65,8 @@ pub struct Settings {
     pub max_wait: Millis,
     /// `spec.maxWaiters`.
     pub max_waiters: u32,
+    /// `spec.daprStore`: what apps written for Dapr's lock API call it.
+    pub dapr_store: Option<Name>,
 }
 
 impl Settings {

@@ -6,7 +6,7 @@
 
 use std::{ffi::OsString, fs, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args as _, Command, FromArgMatches, Parser, ValueEnum};
+use clap::{ArgAction, Args as _, Command, FromArgMatches, Parser, ValueEnum};
 use concordat_protocol::App;
 use concordat_store::Tls;
 use tracing_subscriber::EnvFilter;
@@ -48,6 +48,17 @@ struct Args {
     /// File whose contents every request must show as Concordat-Token
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+
+    /// Whether apps written for Dapr's lock API are served, on Dapr's own ports
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    dapr: bool,
+    /// Port of Dapr's HTTP API on 127.0.0.1; 0 for any that is free
+    #[arg(long, value_name = "PORT", default_value_t = 3500)]
+    dapr_http_port: u16,
+    /// Port of Dapr's gRPC API on 127.0.0.1; 0 for any that is free
+    #[arg(long, value_name = "PORT", default_value_t = 50001)]
+    dapr_grpc_port: u16,
 
     /// Addresses of etcd, separated by commas
     #[arg(long, value_name = "URL,URL", default_value = "http://127.0.0.1:2379")]
@@ -94,6 +105,15 @@ pub enum LogFormat {
     Text,
 }
 
+/// Where apps written for Dapr look for it on 127.0.0.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DaprPorts {
+    /// Of the HTTP API.
+    pub http: u16,
+    /// Of the gRPC API.
+    pub grpc: u16,
+}
+
 /// A checked configuration.
 #[derive(Clone)]
 pub struct Settings {
@@ -111,6 +131,8 @@ pub struct Settings {
     pub admin: (IpAddr, u16),
     /// What every request must show.
     pub token: Option<Token>,
+    /// Where Dapr's lock API is served on 127.0.0.1, if it is.
+    pub dapr: Option<DaprPorts>,
     /// etcd's addresses.
     pub etcd_endpoints: Vec<String>,
     /// Certificates for etcd.
@@ -181,9 +203,7 @@ fn variable(flag: &str) -> String {
 fn check(args: Args, host_name: Option<String>) -> Result<Settings, Refused> {
     bounded("session-ttl", args.session_ttl, 3_000)?;
     bounded("drain-grace", args.drain_grace, 0)?;
-    if args.admin_port == args.api_port && args.api_port != 0 {
-        return refuse("admin-port", "must differ from --api-port");
-    }
+    ports_differ(&args)?;
     let Some(pod) = args.pod.clone().or(host_name).filter(|pod| !pod.is_empty()) else {
         return refuse("pod", "must be given where HOSTNAME is not set");
     };
@@ -201,6 +221,7 @@ fn check(args: Args, host_name: Option<String>) -> Result<Settings, Refused> {
         api_port: args.api_port,
         admin: (args.admin_address, args.admin_port),
         token,
+        dapr: args.dapr.then_some(DaprPorts { http: args.dapr_http_port, grpc: args.dapr_grpc_port }),
         etcd_endpoints: args.etcd_endpoints.0,
         session_ttl: args.session_ttl.into(),
         drain_grace: args.drain_grace.into(),
@@ -211,6 +232,20 @@ fn check(args: Args, host_name: Option<String>) -> Result<Settings, Refused> {
 
 fn refuse<T>(flag: &'static str, why: impl Into<String>) -> Result<T, Refused> {
     Err(Refused::Value { flag, why: why.into() })
+}
+
+/// Refuses a port that an earlier one has.
+fn ports_differ(args: &Args) -> Result<(), Refused> {
+    let mut ports = vec![("api-port", args.api_port), ("admin-port", args.admin_port)];
+    if args.dapr {
+        ports.extend([("dapr-http-port", args.dapr_http_port), ("dapr-grpc-port", args.dapr_grpc_port)]);
+    }
+    for (at, (flag, port)) in ports.iter().enumerate() {
+        if let Some((other, _)) = ports.iter().take(at).find(|(_, other)| *port != 0 && other == port) {
+            return refuse(flag, format!("must differ from --{other}"));
+        }
+    }
+    Ok(())
 }
 
 fn bounded(flag: &'static str, span: GoDuration, least: u64) -> Result<(), Refused> {

@@ -2,7 +2,10 @@
 //!
 //! What it answers may be old. That does no harm: every plan compares the definition's create revision.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use concordat_protocol::{Entry, Key, Kind, Millis, Name, Range, Record, Settings, lock, queue, transaction};
 use concordat_store::{Store, WatchEvent};
@@ -109,6 +112,22 @@ impl Definitions {
         supported(found, found.settings.supported(), "Lock", name)
     }
 
+    /// The Lock that apps written for Dapr know by this name of a store, the first by name of several: `None` for none;
+    /// 501 `mode-not-supported`.
+    pub fn lock_of_store(&self, store: &str) -> Result<Option<(Name, Defined<lock::Settings>)>, Problem> {
+        let known = self.0.known.read();
+        let named = known.locks_of_store(store).min_by_key(|(name, _)| *name);
+        let Some((name, found)) = named else { return Ok(None) };
+        let defined = supported(found, found.settings.supported(), "Lock", name.as_str())?;
+        Ok(Some((name.clone(), defined)))
+    }
+
+    /// The stores that Locks give for apps written for Dapr, in order.
+    pub fn dapr_stores(&self) -> BTreeSet<Name> {
+        let known = self.0.known.read();
+        known.locks.values().filter_map(|lock| lock.settings.dapr_store.clone()).collect()
+    }
+
     /// The Queue of this name; 404 `no-such-queue`, 501 `mode-not-supported`.
     pub fn queue(&self, name: &str) -> Result<Defined<queue::Settings>, Problem> {
         let known = self.0.known.read();
@@ -158,6 +177,14 @@ impl Known {
         })
     }
 
+    fn locks_of_store<'a>(
+        &'a self,
+        store: &'a str,
+    ) -> impl Iterator<Item = (&'a Name, &'a Defined<lock::Settings>)> {
+        let of_store = move |lock: &lock::Settings| lock.dapr_store.as_ref().map(Name::as_str) == Some(store);
+        self.locks.iter().filter(move |(_, lock)| of_store(&lock.settings))
+    }
+
     fn put(&mut self, entry: Entry) {
         let Entry { key: Key::Definition { name, .. }, record: Record::Definition(definition), .. } = entry
         else {
@@ -166,7 +193,16 @@ impl Known {
         };
         let revisions = (entry.create_revision, entry.mod_revision);
         match definition.settings {
-            Settings::Lock(settings) => insert(&mut self.locks, name, settings, revisions),
+            Settings::Lock(settings) => {
+                let store = settings.dapr_store.clone();
+                insert(&mut self.locks, name, settings, revisions);
+                let Some(store) = store else { return };
+                let mut locks: Vec<_> = self.locks_of_store(store.as_str()).map(|(name, _)| name).collect();
+                if locks.len() > 1 {
+                    locks.sort_unstable();
+                    tracing::warn!(%store, ?locks, "these Locks have one daprStore: the first is meant");
+                }
+            }
             Settings::Queue(settings) => insert(&mut self.queues, name, settings, revisions),
             Settings::Transaction(settings) => {
                 insert(&mut self.transactions, name, settings, revisions);
@@ -208,6 +244,7 @@ mod tests {
             max_hold: 0,
             max_wait: 60_000,
             max_waiters: 1_024,
+            dapr_store: None,
         }
     }
 

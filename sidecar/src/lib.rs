@@ -5,6 +5,7 @@ pub mod api;
 pub mod args;
 pub mod callback;
 pub mod context;
+pub mod dapr;
 pub mod definitions;
 pub mod engine;
 pub mod failpoint;

@@ -18,6 +18,7 @@ use crate::{
     args::{self, LogFormat, Refused, Settings},
     callback::Callbacks,
     context::{Context, Identity, Parts},
+    dapr::{self, Dapr},
     definitions::Definitions,
     engine::{lock::LockEngine, queue::QueueEngine, transaction::TransactionEngine},
     failpoint,
@@ -73,6 +74,13 @@ async fn run(settings: Settings) -> Result<()> {
     let mut signals = Signals::listen().context("cannot listen for signals")?;
     let api = bind((Ipv4Addr::LOCALHOST, settings.api_port)).await?;
     let admin = bind(settings.admin).await?;
+    let dapr = match settings.dapr {
+        Some(ports) => Some((
+            bind((Ipv4Addr::LOCALHOST, ports.http)).await?,
+            bind((Ipv4Addr::LOCALHOST, ports.grpc)).await?,
+        )),
+        None => None,
+    };
     let metrics = Arc::new(Metrics::default());
     count_panics(metrics.clone());
 
@@ -93,15 +101,21 @@ async fn run(settings: Settings) -> Result<()> {
         session = %context.store.session().id,
         "serving"
     );
-    let front = api::front(context.clone(), settings.token).into_service();
-    let api = tokio::spawn(serve(api, front, ending.clone()));
+    let front = api::front(context.clone(), settings.token.clone()).into_service();
+    let mut served = vec![tokio::spawn(serve(api, front, ending.clone()))];
+    if let Some((http, grpc)) = dapr {
+        tracing::info!(http = %http.local_addr()?, grpc = %grpc.local_addr()?, "serving Dapr's lock API");
+        let dapr = Dapr::new(&context, settings.token);
+        served.push(tokio::spawn(serve(http, dapr::http::router(dapr.clone()), ending.clone())));
+        served.push(tokio::spawn(serve(grpc, dapr::grpc::router(dapr), ending.clone())));
+    }
 
     signals.recv().await;
     tracing::info!(grace = ?settings.drain_grace, "ending");
     ending.cancel();
     let drained = async {
         shutdown::drain(&context).await;
-        let _ = api.await;
+        let _ = futures::future::join_all(served).await;
     };
     if tokio::time::timeout(settings.drain_grace, drained).await.is_err() {
         tracing::warn!("the grace is over: what is still under way is left to others");

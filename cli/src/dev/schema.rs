@@ -87,7 +87,7 @@ mod tests {
         let object = json!({ "metadata": { "name": "a" }, "spec": { "mode": "Lease", "ttll": "5s" } });
         assert_eq!(
             refusal(&object, &Lock::crd()),
-            "spec.ttll is not a field: those of spec are kind, lockDelay, maxHold, maxWait, maxWaiters, mode, permits, \
+            "spec.ttll is not a field: those of spec are daprStore, kind, lockDelay, maxHold, maxWait, maxWaiters, mode, permits, \
              ttl"
         );
         let object = json!({ "spec": { "participants": [{}, { "retry": { "tries": 3 } }] } });

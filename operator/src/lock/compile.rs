@@ -6,13 +6,14 @@ use concordat_crds::{
 };
 use concordat_protocol::lock::{Mode, Settings, Sharing};
 
-use crate::invalid::{self, Invalid, duration, hours, seconds, within};
+use crate::invalid::{self, Invalid, duration, hours, object_name, seconds, within};
 
 const NONE: Duration = invalid::seconds(0);
 
 /// The settings that sidecars get, or what to change.
 pub fn compile(object: &Lock) -> Result<Settings, Invalid> {
-    let LockSpec { mode, kind, permits, ttl, lock_delay, max_hold, max_wait, max_waiters } = &object.spec;
+    let LockSpec { mode, kind, permits, ttl, lock_delay, max_hold, max_wait, max_waiters, dapr_store } =
+        &object.spec;
     let mode = match mode {
         LockMode::CompareAndSwap => Mode::CompareAndSwap,
         LockMode::Lease => Mode::Lease,
@@ -35,6 +36,12 @@ pub fn compile(object: &Lock) -> Result<Settings, Invalid> {
     if mode == Mode::CompareAndSwap && *lock_delay != NONE {
         return Err(Invalid::new("spec.lockDelay", "must be 0s: it is for modes Lease and FairQueue only"));
     }
+    if let Some(store) = dapr_store {
+        if sharing != Sharing::Mutex {
+            return Err(Invalid::new("spec.daprStore", "must be absent: it is for kind Mutex only"));
+        }
+        object_name("spec.daprStore", store)?;
+    }
     Ok(Settings {
         mode,
         sharing,
@@ -44,6 +51,7 @@ pub fn compile(object: &Lock) -> Result<Settings, Invalid> {
         max_hold: duration("spec.maxHold", *max_hold, NONE..=hours(168))?,
         max_wait: duration("spec.maxWait", *max_wait, NONE..=hours(1))?,
         max_waiters: within("spec.maxWaiters", *max_waiters, 0..=65_536)?,
+        dapr_store: dapr_store.as_deref().map(Into::into),
     })
 }
 
@@ -74,6 +82,7 @@ mod tests {
                 max_hold: 300_000,
                 max_wait: 6_000,
                 max_waiters: 8,
+                dapr_store: None,
             })
         );
     }
@@ -91,8 +100,15 @@ mod tests {
                 max_hold: 0,
                 max_wait: 60_000,
                 max_waiters: 1024,
+                dapr_store: None,
             })
         );
+    }
+
+    #[test]
+    fn a_store_of_dapr_s_is_taken_as_it_is_written() {
+        let object = lock(json!({ "mode": "CompareAndSwap", "daprStore": "lock-store.v2" }));
+        assert_eq!(compile(&object).unwrap().dapr_store, Some("lock-store.v2".into()));
     }
 
     #[test]
@@ -138,6 +154,15 @@ mod tests {
             (
                 json!({ "mode": "FairQueue", "kind": "Semaphore", "permits": 0 }),
                 "spec.permits must be between 1 and 1024, not 0",
+            ),
+            (
+                json!({ "mode": "FairQueue", "kind": "ReadWrite", "daprStore": "a" }),
+                "spec.daprStore must be absent: it is for kind Mutex only",
+            ),
+            (
+                json!({ "mode": "CompareAndSwap", "daprStore": "A" }),
+                "spec.daprStore must be a DNS label of at most 63 characters: lower-case letters, digits and '-', \
+                 beginning and ending with a letter or digit; not \"A\"",
             ),
             (
                 json!({ "mode": "CompareAndSwap", "ttl": "1999ms" }),

@@ -509,6 +509,7 @@ impl State {
             max_hold: 0,
             max_wait: NEVER,
             max_waiters: 8,
+            dapr_store: None,
         };
         let record = Definition { uid: String::new(), generation: 1, settings: Settings::Lock(settings) };
         run(&mut self.etcd, &Plan::new().put(definition(), record, Lease::Forever));

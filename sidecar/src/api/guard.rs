@@ -27,7 +27,8 @@ impl Token {
         Self(Arc::new(Sha256::digest(text).into()))
     }
 
-    fn admits(&self, shown: &[u8]) -> bool {
+    /// Whether this is the token.
+    pub fn admits(&self, shown: &[u8]) -> bool {
         let shown: [u8; 32] = Sha256::digest(shown).into();
         self.0.iter().zip(shown).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
     }
@@ -38,6 +39,31 @@ impl Token {
 /// # Errors
 /// 400, 401, 403, 413 and 421 with what to change.
 pub(super) fn admit(request: &Request, token: Option<&Token>) -> Result<(), Problem> {
+    admit_local(request)?;
+    let headers = request.headers();
+    if let Some(token) = token {
+        let shown = super::extract::header(headers, TOKEN_HEADER)?;
+        if !shown.is_some_and(|shown| token.admits(shown.as_bytes())) {
+            return Err(Problem::new(
+                StatusCode::UNAUTHORIZED,
+                "token-required",
+                "The sidecar's token is missing or wrong",
+            )
+            .detail("send the header Concordat-Token with the contents of the sidecar's token file"));
+        }
+    }
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length: u64| length > LARGEST_BODY as u64) {
+        return Err(body_too_large());
+    }
+    Ok(())
+}
+
+/// Checks that a request is for this host and comes from no web page.
+///
+/// # Errors
+/// 400, 403 and 421 with what to change.
+pub fn admit_local(request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
     // HTTP/2 has the host in the URI.
     let host = match request.uri().authority() {
@@ -59,21 +85,6 @@ pub(super) fn admit(request: &Request, token: Option<&Token>) -> Result<(), Prob
             "Web pages may not ask the sidecar",
         )
         .detail("send no Origin header"));
-    }
-    if let Some(token) = token {
-        let shown = super::extract::header(headers, TOKEN_HEADER)?;
-        if !shown.is_some_and(|shown| token.admits(shown.as_bytes())) {
-            return Err(Problem::new(
-                StatusCode::UNAUTHORIZED,
-                "token-required",
-                "The sidecar's token is missing or wrong",
-            )
-            .detail("send the header Concordat-Token with the contents of the sidecar's token file"));
-        }
-    }
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if length.is_some_and(|length: u64| length > LARGEST_BODY as u64) {
-        return Err(body_too_large());
     }
     Ok(())
 }

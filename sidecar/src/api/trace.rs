@@ -67,7 +67,7 @@ pub(super) fn within<F: Future>(
 }
 
 /// Methods are labels: those nobody knows must not become series of their own.
-pub(super) fn name(method: &Method) -> &'static str {
+pub fn name(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
         Method::POST => "POST",

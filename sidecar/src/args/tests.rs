@@ -36,6 +36,16 @@ fn a_flag_overrides_its_variable_and_an_empty_variable_is_none() {
 }
 
 #[test]
+fn dapr_is_served_on_its_own_ports_once_it_is_switched_on() {
+    let ports = |http, grpc| Some(DaprPorts { http, grpc });
+    assert_eq!(with(&["--dapr-http-port", "4700"], &[]).unwrap().dapr, None);
+    assert_eq!(with(&["--dapr"], &[]).unwrap().dapr, ports(3500, 50001));
+    let variables = [("CONCORDAT_DAPR", "true"), ("CONCORDAT_DAPR_GRPC_PORT", "2")];
+    assert_eq!(with(&["--dapr-http-port", "1"], &variables).unwrap().dapr, ports(1, 2));
+    assert_eq!(with(&["--dapr=false"], &variables).unwrap().dapr, None);
+}
+
+#[test]
 fn the_variables_kubernetes_makes_for_a_service_do_no_harm() {
     let links = [("CONCORDAT_PORT", "tcp://10.0.0.1:80"), ("CONCORDAT_SERVICE_HOST", "10.0.0.1")];
     assert_eq!(with(&[], &links).unwrap().api_port, 4700);
@@ -52,6 +62,9 @@ fn what_cannot_be_used_is_refused_with_what_to_change() {
         (&["--api-port", "x"], "--api-port"),
         (&["--app-port", "0"], "--app-port"),
         (&["--admin-port", "4700"], "must differ"),
+        (&["--dapr=perhaps"], "--dapr"),
+        (&["--dapr", "--dapr-http-port", "4701"], "must differ from --admin-port"),
+        (&["--dapr", "--dapr-grpc-port", "3500"], "must differ from --dapr-http-port"),
         (&["--admin-address", "localhost"], "--admin-address"),
         (&["--etcd-endpoints", ""], "--etcd-endpoints"),
         (&["--etcd-endpoints", "etcd:2379"], "--etcd-endpoints"),

@@ -25,6 +25,8 @@ pub(super) struct Settings {
     max_wait: u64,
     #[prost(uint32, tag = "8")]
     max_waiters: u32,
+    #[prost(string, optional, tag = "9")]
+    dapr_store: Option<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -65,8 +67,17 @@ pub(super) struct Shadow {
 
 impl From<&lock::Settings> for Settings {
     fn from(settings: &lock::Settings) -> Self {
-        let &lock::Settings { mode, sharing, permits, ttl, lock_delay, max_hold, max_wait, max_waiters } =
-            settings;
+        let &lock::Settings {
+            mode,
+            sharing,
+            permits,
+            ttl,
+            lock_delay,
+            max_hold,
+            max_wait,
+            max_waiters,
+            ref dapr_store,
+        } = settings;
         Self {
             mode: mode.number(),
             sharing: sharing.number(),
@@ -76,6 +87,7 @@ impl From<&lock::Settings> for Settings {
             max_hold,
             max_wait,
             max_waiters,
+            dapr_store: dapr_store.as_ref().map(ToString::to_string),
         }
     }
 }
@@ -84,7 +96,8 @@ impl TryFrom<Settings> for lock::Settings {
     type Error = Error;
 
     fn try_from(settings: Settings) -> Result<Self, Error> {
-        let Settings { mode, sharing, permits, ttl, lock_delay, max_hold, max_wait, max_waiters } = settings;
+        let Settings { mode, sharing, permits, ttl, lock_delay, max_hold, max_wait, max_waiters, dapr_store } =
+            settings;
         Ok(Self {
             mode: lock::Mode::of_number(mode)?,
             sharing: lock::Sharing::of_number(sharing)?,
@@ -94,6 +107,7 @@ impl TryFrom<Settings> for lock::Settings {
             max_hold,
             max_wait,
             max_waiters,
+            dapr_store: dapr_store.map(Into::into),
         })
     }
 }

@@ -81,6 +81,21 @@ fn records() -> Vec<(&'static str, Record)> {
                 max_hold: 600_000,
                 max_wait: 60_000,
                 max_waiters: 1_024,
+                dapr_store: None,
+            })),
+        ),
+        (
+            "definition-lock-dapr",
+            definition(Settings::Lock(lock::Settings {
+                mode: lock::Mode::Lease,
+                sharing: lock::Sharing::Mutex,
+                permits: 1,
+                ttl: 15_000,
+                lock_delay: 0,
+                max_hold: 0,
+                max_wait: 60_000,
+                max_waiters: 1_024,
+                dapr_store: Some("lockstore".into()),
             })),
         ),
         (

@@ -26,16 +26,20 @@ fn lock_settings() -> impl Strategy<Value = lock::Settings> {
     use lock::{Mode, Sharing};
     const MODES: &[Mode] = &[Mode::CompareAndSwap, Mode::Lease, Mode::FairQueue];
     const SHARINGS: &[Sharing] = &[Sharing::Mutex, Sharing::ReadWrite, Sharing::Semaphore];
-    (select(MODES), select(SHARINGS), any::<(u32, u64, u64, u64, u64, u32)>()).prop_map(
-        |(mode, sharing, (permits, ttl, lock_delay, max_hold, max_wait, max_waiters))| lock::Settings {
-            mode,
-            sharing,
-            permits,
-            ttl,
-            lock_delay,
-            max_hold,
-            max_wait,
-            max_waiters,
+    let numbers = any::<(u32, u64, u64, u64, u64, u32)>();
+    (select(MODES), select(SHARINGS), numbers, option::of(id())).prop_map(
+        |(mode, sharing, (permits, ttl, lock_delay, max_hold, max_wait, max_waiters), dapr_store)| {
+            lock::Settings {
+                mode,
+                sharing,
+                permits,
+                ttl,
+                lock_delay,
+                max_hold,
+                max_wait,
+                max_waiters,
+                dapr_store,
+            }
         },
     )
 }

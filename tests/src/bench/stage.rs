@@ -165,6 +165,7 @@ fn definitions() -> [(Kind, &'static str, Settings); 2] {
         max_hold: 0,
         max_wait: 60_000,
         max_waiters: 1024,
+        dapr_store: None,
     };
     [
         (Kind::Transaction, "bench", Settings::Transaction(transfer)),

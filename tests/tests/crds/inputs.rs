@@ -18,6 +18,7 @@ const FIELDS: &[(Kind, &str, Class)] = &[
     (Kind::Lock, "spec.maxHold", Class::Duration),
     (Kind::Lock, "spec.maxWait", Class::Duration),
     (Kind::Lock, "spec.maxWaiters", Class::Number),
+    (Kind::Lock, "spec.daprStore", Class::Text { longest: 253 }),
     (Kind::Queue, "spec", Class::Object),
     (Kind::Queue, "spec.mode", Class::Choice),
     (Kind::Queue, "spec.partitions", Class::Number),

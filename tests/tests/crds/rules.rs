@@ -100,6 +100,18 @@ fn lock_cases() -> Vec<Case> {
                 spec(json!({ "mode": "CompareAndSwap", "lockDelay": "0m" })),
             ])
             .fails([spec(json!({ "mode": "CompareAndSwap", "lockDelay": "5s" }))]),
+        bound(
+            "spec.daprStore",
+            "must be the name of a store: DNS labels separated by dots",
+            &["lockstore", "a.b-c.d"],
+            &["", "Lockstore", "-a", "a-", "a..b", "a/b", "a_b"],
+        ),
+        case("spec.daprStore", "daprStore is for kind Mutex only")
+            .passes([spec(json!({ "kind": "Mutex", "daprStore": "a" }))])
+            .fails(
+                ["ReadWrite", "Semaphore"]
+                    .map(|kind| spec(json!({ "mode": "FairQueue", "kind": kind, "daprStore": "a" }))),
+            ),
         case("spec.mode", "is immutable")
             .before(set("spec.mode", "Lease"))
             .passes([set("spec.ttl", "20s"), set("spec.mode", "Lease")])

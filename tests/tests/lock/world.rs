@@ -92,6 +92,7 @@ pub(crate) fn settings() -> concordat_protocol::lock::Settings {
         max_hold: 0,
         max_wait: 120_000,
         max_waiters: 1_024,
+        dapr_store: None,
     }
 }
 

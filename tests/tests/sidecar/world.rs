@@ -148,6 +148,7 @@ fn a_lock(sharing: lock::Sharing) -> lock::Settings {
         max_hold: 0,
         max_wait: 60_000,
         max_waiters: 1_024,
+        dapr_store: None,
     }
 }
 
