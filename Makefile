@@ -28,7 +28,7 @@ check: tools ## Formatting and lints, warnings denied
 
 .PHONY: test
 test: check kubernetes dapr ## Everything: lints, unit, property, model, differential, process and API-server tests
-	cargo test --locked --workspace
+	cargo test --locked --workspace --no-fail-fast
 
 .PHONY: kubernetes
 kubernetes: ## Builds the kube-apiserver that tests run against (once, from Go modules)

@@ -190,8 +190,9 @@ pub fn l7_wrong_token(history: &History) -> Result<(), Broken> {
 
 /// All seven.
 pub fn all(history: &History, offset: i64, bound: Millis) -> Result<(), Broken> {
-    l1_exclusion(history, offset)?;
+    // The others know who was granted by its fence.
     l2_fencing(history, offset)?;
+    l1_exclusion(history, offset)?;
     l3_fenced_resource(history)?;
     l4_local_truth(history)?;
     l5_liveness(history, bound)?;
