@@ -93,7 +93,7 @@ impl World {
         let mut command = Command::new(binary("concordat-operator").unwrap());
         command
             .env("KUBECONFIG", self.kubeconfig.path())
-            .args(["--pod", name, "--lease-duration=3s", "--log=info,concordat_operator=debug"])
+            .args(["--pod", name, "--lease-duration=5s", "--log=info,concordat_operator=debug"])
             .args(["--namespace", &self.namespace, "--lease-namespace", &self.namespace])
             .args(["--etcd-endpoints", &self.etcd.endpoints().join(",")])
             .args(["--admin-listen", &format!("127.0.0.1:{port}")]);
@@ -210,7 +210,20 @@ impl World {
         self.etcd.client().await.unwrap().delete(key, None).await.unwrap();
     }
 
-    /// Reason and count of every event told of an object, in the order of their reasons.
+    /// Waits until these events, reason and count in the order of the reasons, and no others were told of an object:
+    /// they come after its status.
+    pub(crate) async fn tells(&self, name: &str, events: &[(&str, i32)]) {
+        eventually(&format!("{events:?} of {name}"), async || {
+            let told = self.events(name).await;
+            let told: Vec<_> = told.iter().map(|(reason, count)| (reason.as_str(), *count)).collect();
+            ensure!(told == events, "told: {told:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Reason and count of every event told of an object so far, in the order of their reasons.
     pub(crate) async fn events(&self, name: &str) -> Vec<(String, i32)> {
         let events = self.api::<Event>().list(&ListParams::default()).await.unwrap();
         let mut told: Vec<(String, i32)> = events

@@ -3,8 +3,11 @@
 
 #![allow(clippy::expect_used)]
 
+#[path = "queue_model/model.rs"]
 mod model;
+#[path = "queue_model/store.rs"]
 mod store;
+#[path = "queue_model/world.rs"]
 mod world;
 
 use stateright::Checker;
