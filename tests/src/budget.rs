@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use concordat_protocol::Key;
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::{
@@ -55,6 +56,8 @@ pub struct Meter {
     recorder: Recorder,
     http: reqwest::Client,
     url: String,
+    /// The counters after the last measurement.
+    measured: Mutex<Option<Counters>>,
 }
 
 /// etcd's counters at one time.
@@ -68,20 +71,30 @@ impl Meter {
     /// A meter of `etcd`, which asks for no certificate.
     pub async fn start(etcd: &Etcd) -> Result<Self> {
         let url = format!("{}/metrics", etcd.endpoint(0));
-        Ok(Self { recorder: Recorder::start(etcd.client().await?), http: reqwest::Client::new(), url })
+        let recorder = Recorder::start(etcd.client().await?);
+        Ok(Self { recorder, http: reqwest::Client::new(), url, measured: Mutex::default() })
     }
 
     /// What `operation` costs, with all that it leaves to be done later. What goes on anyhow, as keeping leases alive
     /// does on streams, is not counted.
     pub async fn measure<T>(&self, operation: impl Future<Output = T>) -> Result<(T, Cost)> {
         let counters = self.counters().await?;
-        self.quiet_since(counters).await?;
+        // Where nothing was asked since the last measurement, it is quiet already.
+        if self.measured.lock().as_ref() != Some(&counters) {
+            self.quiet_since(counters).await?;
+        }
         let earlier = self.recorder.changes().await?.len();
         let before = self.counters().await?;
         let value = operation.await;
         let after = self.quiet_since(before.clone()).await?;
         let changes = self.recorder.changes().await?;
+        *self.measured.lock() = Some(self.counters().await?);
         Ok((value, cost(&before, &after, &changes[earlier..])))
+    }
+
+    /// Every change that was recorded so far, without a question to etcd that would be counted.
+    pub fn seen(&self) -> Vec<Change> {
+        self.recorder.seen()
     }
 
     /// The counters once nothing was asked for a while.

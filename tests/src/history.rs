@@ -28,6 +28,8 @@ pub struct Change {
     pub key: Key,
     /// What stands there now; `None`: it was deleted.
     pub entry: Option<Entry>,
+    /// When the watch told of it.
+    pub seen: Instant,
 }
 
 /// Records every change under `/concordat/`, from the first one on. It lives in the runtime it is started in.
@@ -64,6 +66,11 @@ impl Recorder {
         })
         .await?;
         self.through(revision).await
+    }
+
+    /// Every change that the watch told of so far: etcd may be ahead.
+    pub fn seen(&self) -> Vec<Change> {
+        self.seen.lock().changes.clone()
     }
 
     /// Every change up to `revision` and perhaps beyond, once they are seen.
@@ -155,7 +162,7 @@ fn change(event: &etcd_client::Event) -> Result<Change> {
             })
         }
     };
-    Ok(Change { revision, namespace, key, entry })
+    Ok(Change { revision, namespace, key, entry, seen: Instant::now() })
 }
 
 /// What became of an operation, as far as its client knows.

@@ -1,0 +1,63 @@
+//! Locks.
+
+use anyhow::{Result, ensure};
+use concordat_crds::Lock;
+use concordat_operator::lock;
+use concordat_protocol::{Kind, Settings};
+use reqwest::{RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+
+use crate::world::{World, ask, refused};
+
+pub(crate) async fn rows() -> Result<String> {
+    let lock = Lock::new("swap", serde_json::from_value(json!({"mode": "CompareAndSwap", "ttl": "1m"}))?);
+    let definition = ("swap", Kind::Lock, Settings::Lock(lock::compile(&lock)?));
+    let world = World::start([definition], &["here", "there"], "locks/swap/warm").await?;
+    let [here, there] = &*world.sidecars else { unreachable!("two were started") };
+    let release = |key: &str, grant: &Value| -> RequestBuilder {
+        let token = grant["token"].as_str().unwrap_or_default().to_owned();
+        world.client.delete(here.url(&format!("locks/swap/{key}"))).header("lock-token", token)
+    };
+    let acquire = |key: &str| world.client.post(here.url(&format!("locks/swap/{key}")));
+    let get = |path: &str| ask(world.client.get(here.url(&format!("locks/swap/{path}"))));
+    let elsewhere = || world.client.post(there.url("locks/swap/a?wait=2m"));
+
+    // What is done the first time only, as making leases and connections, is done before.
+    let grant = ask(acquire("warm")).await?;
+    ask(release("warm", &grant)).await?;
+    let grant = ask(world.client.post(there.url("locks/swap/warm"))).await?;
+    let token = grant["token"].as_str().unwrap_or_default();
+    ask(world.client.delete(there.url("locks/swap/warm")).header("lock-token", token)).await?;
+
+    let grant = world.count("lock: acquire, free", ask(acquire("a"))).await?;
+    let token = grant["token"].as_str().unwrap_or_default();
+    let renew = world.client.put(here.url("locks/swap/a")).header("lock-token", token);
+    world.count("lock: renew", ask(renew)).await?;
+    world.count("lock: inspect", get("a")).await?;
+    world.count("lock: verify", get(&format!("a/verify?fence={}", grant["fence"]))).await?;
+    world.count("lock: acquire, held", refused(acquire("a"), StatusCode::CONFLICT)).await?;
+
+    let waits = async |waiter: RequestBuilder| {
+        let waiter = tokio::spawn(waiter.send());
+        world.waiters(1).await?;
+        anyhow::Ok(waiter)
+    };
+    let waiter = world.count("lock: wait for what is held elsewhere", waits(elsewhere())).await?;
+    let gives_up = async {
+        waiter.abort();
+        world.waiters(0).await
+    };
+    world.count("lock: give up waiting", gives_up).await?;
+    let waiter = waits(elsewhere()).await?;
+    let hand_over = async {
+        ask(release("a", &grant)).await?;
+        let granted = waiter.await??;
+        ensure!(granted.status().is_success(), "{granted:?}");
+        Ok(granted.json::<Value>().await?)
+    };
+    let grant = world.count("lock: release, and acquire by who waits elsewhere", hand_over).await?;
+    let token = grant["token"].as_str().unwrap_or_default();
+    let last = world.client.delete(there.url("locks/swap/a")).header("lock-token", token);
+    world.count("lock: release", ask(last)).await?;
+    Ok(world.rows())
+}
