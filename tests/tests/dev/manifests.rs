@@ -59,7 +59,10 @@ async fn what_a_cluster_refuses_is_refused() -> Result<()> {
     let manifests = Manifests::new(&[("lock.yaml", LOCK)])?;
     let dev = Dev::start(&manifests, &[]).await?;
     for (change, said) in [
-        (("ttl: 15s", "ttll: 15s"), "spec.ttll is not a field: those of spec are daprStore, kind, lockDelay, "),
+        (
+            ("ttl: 15s", "ttll: 15s"),
+            "spec.ttll is not a field: those of spec are daprStore, kind, lockDelay, ",
+        ),
         (("{name: orders}", "{name: orders, lables: {}}"), "metadata.lables is not a field of metadata"),
         (("CompareAndSwap", "Lease"), "spec.mode is immutable: change it back, or delete the object"),
         (("ttl: 15s", "ttl: 1s"), "spec.ttl must be between 2s and 24h, not 1s"),

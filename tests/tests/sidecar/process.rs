@@ -122,16 +122,19 @@ async fn it_is_ready_describes_itself_counts_and_is_gone_with_its_session() -> R
         Ok(())
     })
     .await?;
-    ensure!(resident_kib(sidecar.process.id())? < 25 * 1024, "it takes more than 25 MiB");
+    let kib = anonymous_kib(sidecar.process.id())?;
+    ensure!(kib < 10 * 1024, "{kib} KiB is more than an idle sidecar takes");
 
     assert_eq!(sidecar.process.terminate().await?.code(), Some(0));
     assert_eq!(world.sessions().await?, 0, "the session is revoked, not left to run out");
     Ok(())
 }
 
-fn resident_kib(process: u32) -> Result<u64> {
+/// Memory that is not of its program file: how much of that is resident depends on how it was built, and `make bench`
+/// looks at the whole of a release build.
+fn anonymous_kib(process: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or_default();
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
