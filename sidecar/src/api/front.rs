@@ -2,15 +2,18 @@
 //! concern: axum clones and boxes a route's service for every layer and request, which was a third of what a request
 //! cost.
 
-use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc};
+use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     Router,
+    body::Body,
     extract::Request,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderValue, Version, header};
+use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tokio::time::Instant;
 use tower::{Service, ServiceExt};
@@ -23,6 +26,9 @@ use super::{
     trace::{self, TraceParent},
 };
 use crate::{metrics::Metrics, problem::Problem};
+
+/// How long a refused request may take to send the rest of its body.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A router with what stands before it. Cheap to clone.
 #[derive(Clone)]
@@ -82,9 +88,9 @@ impl Front {
         if let Err(problem) =
             admitted.and_then(|()| route.map_or(Ok(()), |route| route.check(request.method(), request.uri())))
         {
-            let mut response = problem.into_response();
+            let (version, mut response) = (request.version(), problem.into_response());
             // Whoever is still sending a body must not send the next request behind it. (HTTP/2 has streams for that.)
-            if request.version() < Version::HTTP_2 && !request.body().is_end_stream() {
+            if !let_finish(request.into_body()).await && version < Version::HTTP_2 {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             return response;
@@ -103,9 +109,25 @@ impl Front {
     }
 }
 
+/// Takes in what a refused request still sends, within bounds: a client that writes into a closed connection sees that
+/// and not the answer. Whether it came to its end.
+async fn let_finish(mut body: Body) -> bool {
+    let mut left = 2 * guard::LARGEST_BODY;
+    let finished = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+        body.is_end_stream()
+    };
+    tokio::time::timeout(PATIENCE, finished).await.unwrap_or(false)
+}
+
 #[cfg(test)]
 mod tests {
-    use axum::{body::Body, routing::get};
+    use axum::routing::get;
     use http::StatusCode;
 
     use super::*;
