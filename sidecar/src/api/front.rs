@@ -14,7 +14,6 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderValue, Version, header};
 use http_body_util::BodyExt;
-use hyper::body::Body as _;
 use tokio::time::Instant;
 use tower::{Service, ServiceExt};
 use tracing::Instrument;
@@ -114,20 +113,23 @@ impl Front {
 async fn let_finish(mut body: Body) -> bool {
     let mut left = 2 * guard::LARGEST_BODY;
     let finished = async {
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                break;
+        while left > 0 {
+            match body.frame().await {
+                Some(Ok(frame)) => left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len)),
+                end => return end.is_none(),
             }
         }
-        body.is_end_stream()
+        false
     };
     tokio::time::timeout(PATIENCE, finished).await.unwrap_or(false)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use axum::routing::get;
+    use futures::StreamExt;
     use http::StatusCode;
 
     use super::*;
@@ -152,5 +154,30 @@ mod tests {
         assert_eq!(metrics.errors.get_or_create(&ErrorCode { code: "internal-error" }).get(), 1);
         let counted = Operation { route: "/panic".into(), method: "GET", status: 500 };
         assert_eq!(metrics.operations.get_or_create(&counted).get(), 1);
+    }
+
+    /// The chunks of a body, counted as they are taken.
+    fn counted(chunks: usize) -> (Body, Arc<AtomicUsize>) {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let count = taken.clone();
+        let stream = futures::stream::iter(0..chunks).map(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 1024]))
+        });
+        (Body::from_stream(stream), taken)
+    }
+
+    #[tokio::test]
+    async fn a_refused_request_may_finish_its_body_within_bounds() {
+        let front = Front::new(Router::new(), Described::default(), None, Arc::default());
+        let most = 2 * guard::LARGEST_BODY / 1024;
+        for (chunks, expected, closes) in [(10, 10, false), (2 * most, most, true)] {
+            let (body, taken) = counted(chunks);
+            let request = Request::post("/").header("host", "example.com").body(body).unwrap();
+            let response = front.answer(request).await;
+            assert_eq!(response.status(), StatusCode::MISDIRECTED_REQUEST);
+            assert_eq!(taken.load(Ordering::Relaxed), expected);
+            assert_eq!(response.headers().contains_key(header::CONNECTION), closes);
+        }
     }
 }
