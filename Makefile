@@ -6,15 +6,18 @@ export CONCORDAT_CACHE ?= $(HOME)/.cache/concordat
 export CARGO_TARGET_DIR ?= $(CONCORDAT_CACHE)/target
 BIN := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
+PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev
+# Where a protoc of any origin has Google's own types; Debian packs them by themselves.
+TYPES := ../include/google/protobuf/descriptor.proto
 
 .PHONY: help
 help: ## Says what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: tools
-tools: ## Installs what builds need and Debian has: a C compiler and protoc
-	@command -v cc >/dev/null && command -v protoc >/dev/null || \
-	  { apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev protobuf-compiler; }
+tools: ## Installs what builds need and Debian has: a C compiler, protoc and the types it knows
+	@command -v cc >/dev/null && test -e "$$(dirname "$$(command -v protoc)")/$(TYPES)" || \
+	  { apt-get update -q && apt-get install -qy --no-install-recommends $(PACKAGES); }
 
 .PHONY: demo
 demo: tools ## Builds everything, opens the bank of examples/ and checks every sum
