@@ -31,11 +31,18 @@ const AGAIN: Duration = Duration::from_secs(1);
 type Id = (concordat_protocol::Kind, String);
 type Defined = BTreeMap<Id, Definition>;
 
+/// A deleted object of which something is left.
+struct Leaving {
+    metadata: ObjectMeta,
+    /// What its removal waits for, in words.
+    awaited: String,
+}
+
 /// The objects in force, and those being removed.
 pub(super) struct Objects {
     term: Term,
     namespace: String,
-    leaving: BTreeMap<Id, ObjectMeta>,
+    leaving: BTreeMap<Id, Leaving>,
     /// Whether etcd is what the folder was when it was last read.
     applied: bool,
     /// What was last said of each object, and of each malformed file.
@@ -78,6 +85,7 @@ impl Objects {
             }
         }
         self.malformed = found.malformed;
+        self.collect().await?;
         let mut defined = self.defined().await?;
         let mut there = BTreeSet::new();
         for object in found.objects {
@@ -94,12 +102,12 @@ impl Objects {
         }
         self.said.retain(|id, _| there.contains(id));
         if found.complete {
-            self.remove(defined);
+            self.remove(defined).await?;
         }
-        self.collect().await
+        Ok(())
     }
 
-    fn remove(&mut self, defined: Defined) {
+    async fn remove(&mut self, defined: Defined) -> Result<()> {
         for ((kind, name), definition) in defined {
             println!("{:<9} {name}  removed", word(kind));
             let metadata = ObjectMeta {
@@ -108,8 +116,11 @@ impl Objects {
                 uid: Some(definition.uid),
                 ..ObjectMeta::default()
             };
-            self.leaving.insert((kind, name), metadata);
+            let id = (kind, name);
+            self.leaving.insert(id.clone(), Leaving { metadata, awaited: String::new() });
+            self.clear(&id).await?;
         }
+        Ok(())
     }
 
     /// Says how an object stands, once.
@@ -134,19 +145,28 @@ impl Objects {
         tokio::time::sleep(AGAIN).await;
     }
 
-    /// Removes what deleted objects left, as far as it may go yet.
+    /// Removes what deleted objects left, as far as it may go yet: before anything that came back is put in force, so
+    /// that whatever still awaits its going is looked at again.
     async fn collect(&mut self) -> Result<()> {
-        for (id, metadata) in self.leaving.clone() {
-            let awaited = match id.0 {
-                concordat_protocol::Kind::Lock => cleanup::pass::<Locks>(&self.term, &metadata).await?,
-                concordat_protocol::Kind::Queue => cleanup::pass::<Queues>(&self.term, &metadata).await?,
-                concordat_protocol::Kind::Transaction => {
-                    cleanup::pass::<Transactions>(&self.term, &metadata).await?
-                }
-            };
-            if awaited.is_none() {
-                self.leaving.remove(&id);
-            }
+        let leaving: Vec<Id> = self.leaving.keys().cloned().collect();
+        for id in leaving {
+            self.clear(&id).await?;
+        }
+        Ok(())
+    }
+
+    /// One pass of removing what one deleted object left.
+    async fn clear(&mut self, id: &Id) -> Result<()> {
+        let Some(leaving) = self.leaving.get_mut(id) else { return Ok(()) };
+        let (term, metadata) = (&self.term, &leaving.metadata);
+        let awaited = match id.0 {
+            concordat_protocol::Kind::Lock => cleanup::pass::<Locks>(term, metadata).await?,
+            concordat_protocol::Kind::Queue => cleanup::pass::<Queues>(term, metadata).await?,
+            concordat_protocol::Kind::Transaction => cleanup::pass::<Transactions>(term, metadata).await?,
+        };
+        match awaited {
+            Some(awaited) => leaving.awaited = awaited,
+            None => drop(self.leaving.remove(id)),
         }
         Ok(())
     }
@@ -166,7 +186,7 @@ impl Objects {
     /// Puts one object in force, and takes it off the list of what was defined before.
     async fn put<K: Kind>(&mut self, mut object: K::Object, defined: &mut Defined) -> Result<Id> {
         let id = (K::KIND, object.name_any());
-        let mut before = defined.remove(&id);
+        let before = defined.remove(&id);
         let compiled = K::compile(&object).and_then(|settings| match &before {
             Some(before) => immutable::keeps(&before.settings, &settings).map(|()| settings),
             None => Ok(settings),
@@ -179,13 +199,10 @@ impl Objects {
             }
         };
         // An object that comes back is another one: what it left before goes first.
-        if let Some(metadata) = self.leaving.get(&id).cloned() {
-            if let Some(awaited) = cleanup::pass::<K>(&self.term, &metadata).await? {
-                self.say(&id, format!("not in force yet: {awaited}"));
-                return Ok(id);
-            }
-            self.leaving.remove(&id);
-            before = None;
+        if let Some(Leaving { awaited, .. }) = self.leaving.get(&id) {
+            let standing = format!("not in force yet: {awaited}");
+            self.say(&id, standing);
+            return Ok(id);
         }
         let (uid, generation) = match &before {
             Some(definition) if definition.settings == settings => {

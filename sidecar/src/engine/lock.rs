@@ -408,7 +408,8 @@ impl Inner {
                 let created = created.map(|defined| defined.create_revision);
                 let _ = self.step(&place, Input::Defined(created));
             }
-            for lock in self.holdings.lock().locks() {
+            let held = self.holdings.lock().locks();
+            for lock in held {
                 let Ok(defined) = self.definitions.lock(lock.as_str()) else { continue };
                 if written.insert(lock.clone(), defined.mod_revision) != Some(defined.mod_revision) {
                     tokio::spawn(self.clone().look_again(lock));
