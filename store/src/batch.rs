@@ -11,6 +11,7 @@ mod footprint;
 mod lower;
 mod marker;
 mod resolve;
+mod shared;
 
 pub use batcher::Batcher;
 pub use dialogue::{Abandoned, Ask, Settled, Step, Told};

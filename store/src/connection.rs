@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use concordat_protocol::Millis;
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, KvClient, TlsOptions};
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -127,7 +128,7 @@ impl Connection {
             return;
         }
         let index = self.current.lock().index + 1;
-        match self.dialer.dial(index).await {
+        match self.dialer.dial(index).boxed().await {
             Ok(client) => {
                 let kv = large(&client);
                 *self.current.lock() = Current { index, client, kv };

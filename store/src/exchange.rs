@@ -1,11 +1,14 @@
 //! One request to etcd and its answer, whatever becomes of it.
 
-use std::{future::Future, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use concordat_protocol::{Key, Range, Record, etcd::Item};
 use etcd_client::{EventType, WatchOptions};
-use futures::future::try_join_all;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, try_join_all},
+};
 
 use crate::{
     Refusal,
@@ -31,7 +34,7 @@ impl Exchange {
     /// Runs a transaction; answers also the revision after it.
     pub(crate) async fn txn(&self, purpose: Purpose, txn: &Txn) -> Result<(TxnAnswer, i64), Refusal> {
         let (mut kv, of) = self.connection.kv();
-        let request = kv.txn(wire::txn(&self.namespace, txn));
+        let request = kv.txn(wire::txn(&self.namespace, txn)).boxed();
         let mut counts = wire::count(txn);
         counts.plans = counts.plans.max(1);
         let response = self.ask(purpose, counts, of, request).await?.0;
@@ -58,7 +61,7 @@ impl Exchange {
     async fn read_at(&self, range: &Range, revision: i64) -> Result<Found, Refusal> {
         let (from, options) = wire::get(&self.namespace, range);
         let (mut kv, of) = self.connection.kv();
-        let request = kv.get(from, Some(options.with_revision(revision)));
+        let request = kv.get(from, Some(options.with_revision(revision))).boxed();
         let counts = Counts { gets: 1, ..Counts::default() };
         let response = self.ask(Purpose::Resolve, counts, of, request).await?.0;
         Ok(response.kvs.into_iter().filter_map(|kv| wire::item(&self.namespace, kv)).collect())
@@ -90,16 +93,17 @@ impl Exchange {
             }
             Ok(Err(Refusal::Unknown("the watch ended".into())))
         };
-        self.ask(Purpose::Resolve, Counts::default(), of, changes).await?
+        self.ask(Purpose::Resolve, Counts::default(), of, changes.boxed()).await?
     }
 
-    /// Waits for an answer, moves the connection on when none comes, and tells the observer.
+    /// Waits for an answer, moves the connection on when none comes, and tells the observer. A request is boxed: the
+    /// client's futures are ten kilobytes, which whatever awaits one would carry about.
     pub(crate) async fn ask<A>(
         &self,
         purpose: Purpose,
         counts: Counts,
         of: u64,
-        request: impl Future<Output = Result<A, etcd_client::Error>>,
+        request: BoxFuture<'_, Result<A, etcd_client::Error>>,
     ) -> Result<A, Refusal> {
         let start = Instant::now();
         let result = match tokio::time::timeout(self.connection.timeout(), request).await {

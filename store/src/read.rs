@@ -5,6 +5,7 @@ use concordat_protocol::{
     etcd::{Op, OpAnswer, Txn},
 };
 use etcd_client::GetOptions;
+use futures::FutureExt;
 
 use crate::{
     CommitError, Refusal,
@@ -30,7 +31,7 @@ pub(crate) async fn read(exchange: &Exchange, ranges: Vec<Range>) -> Result<Answ
 pub(crate) async fn count(exchange: &Exchange, range: &Range) -> Result<(u64, i64), CommitError> {
     let (from, options) = wire::get(&exchange.namespace, range);
     let (mut kv, of) = exchange.connection.kv();
-    let request = kv.get(from, Some(options.with_count_only()));
+    let request = kv.get(from, Some(options.with_count_only())).boxed();
     let counts = Counts { gets: 1, ..Counts::default() };
     let response = exchange.ask(Purpose::Read, counts, of, request).await.map_err(unanswered)?;
     let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
@@ -45,7 +46,7 @@ pub(crate) async fn namespaces(exchange: &Exchange) -> Result<Vec<String>, Commi
         let options = GetOptions::new().with_range(to.clone()).with_limit(1).with_keys_only();
         let (mut kv, of) = exchange.connection.kv();
         let counts = Counts { gets: 1, ..Counts::default() };
-        let asked = kv.get(from, Some(options));
+        let asked = kv.get(from, Some(options)).boxed();
         let response = exchange.ask(Purpose::Read, counts, of, asked).await.map_err(unanswered)?;
         let Some((namespace, next)) = response.kvs().first().and_then(|kv| keys::namespace(kv.key())) else {
             return Ok(found);

@@ -18,6 +18,7 @@ use concordat_protocol::{
     etcd::{Op, Txn},
     record,
 };
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
@@ -173,7 +174,9 @@ impl Live {
                 if *of != self.session.id {
                     return Err(CommitError::SessionEnded);
                 }
-                self.leases.ensure(lease).await?;
+                if self.leases.find(lease).is_none() {
+                    self.leases.ensure(lease).boxed().await?;
+                }
             }
         }
         let (ticket, answer) = oneshot::channel();

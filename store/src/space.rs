@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use concordat_protocol::Millis;
+use futures::FutureExt;
 use parking_lot::Mutex;
 
 use crate::{
@@ -58,7 +59,7 @@ impl Gauge {
             return Ok(space);
         }
         let (mut client, of) = exchange.connection.client();
-        let status = exchange.ask(Purpose::Session, Counts::default(), of, client.status()).await?;
+        let status = exchange.ask(Purpose::Session, Counts::default(), of, client.status().boxed()).await?;
         let quota = if status.db_size_quota() > 0 { status.db_size_quota() } else { DEFAULT_QUOTA };
         let exhausted = status.errors().iter().any(|error| error.contains("NOSPACE"));
         let space = Space { size: status.db_size(), quota, exhausted };

@@ -9,6 +9,7 @@ use std::{
 };
 
 use concordat_protocol::{Answer, Key, Millis, Plan, Range};
+use futures::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::{mpsc, watch},
@@ -256,7 +257,7 @@ pub(crate) async fn check_version(exchange: &Exchange, config: &Config) -> Resul
     let mut why = String::new();
     for _ in &config.endpoints {
         let (mut client, of) = exchange.connection.client();
-        let status = client.status();
+        let status = client.status().boxed();
         match exchange.ask(crate::observer::Purpose::Session, Default::default(), of, status).await {
             Ok(status) => return Ok(version::check(status.version())?),
             Err(refusal) => why = read::unanswered(refusal).to_string(),

@@ -7,6 +7,7 @@ use super::{
     Step, Told,
     flight::{Flight, Stage, Waiting, reason, revision_of},
     resolve::{self, Fate},
+    shared::Shared,
 };
 use crate::{CommitError, Refusal};
 
@@ -32,6 +33,7 @@ impl<V: Clone, T> Batcher<V, T> {
             marker,
             stage: Stage::Idle,
             plans: Vec::new(),
+            shared: Shared::default(),
             parts: Vec::new(),
             occupied: Occupied::default(),
         });

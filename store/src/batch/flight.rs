@@ -5,7 +5,7 @@ use concordat_protocol::{
     etcd::{OpAnswer, TxnAnswer},
 };
 
-use super::{Ask, BatchRules, Marker, Occupied, Prepared, Settled, Step, resolve};
+use super::{Ask, BatchRules, Marker, Occupied, Prepared, Settled, Step, resolve, shared::Shared};
 use crate::{CommitError, Refusal};
 
 /// A plan and who waits for it.
@@ -24,6 +24,8 @@ pub(super) struct Flight<V, T> {
     pub(super) marker: Marker<V>,
     pub(super) stage: Stage,
     pub(super) plans: Vec<Waiting<V, T>>,
+    /// What is compared for all of them at once.
+    pub(super) shared: Shared,
     /// Further parts of a batch that etcd refused, to be sent before anything else.
     pub(super) parts: Vec<Vec<Waiting<V, T>>>,
     /// The footprints of `plans` and `parts`.
@@ -48,14 +50,18 @@ pub(super) enum Stage {
 impl<V: Clone, T> Flight<V, T> {
     pub(super) fn send(&mut self, batch: Vec<Waiting<V, T>>, rules: BatchRules, no_space: bool) -> Ask<V> {
         let puts = batch.iter().any(|one| one.plan.puts);
+        let marked = rules.marker && (puts || !no_space);
+        // Without a marker it would not be known why a batch was refused.
+        let shares = marked && batch.len() > 1;
+        self.shared = if shares { Shared::of(batch.iter().map(|one| &one.plan)) } else { Shared::default() };
         self.plans = batch;
-        self.stage = Stage::Sent { marked: rules.marker && (puts || !no_space) };
+        self.stage = Stage::Sent { marked };
         self.commit()
     }
 
     fn commit(&self) -> Ask<V> {
         let plans: Vec<&Prepared<V>> = self.plans.iter().map(|one| &one.plan).collect();
-        Ask::Commit(self.marker.commit(&plans, self.stage == Stage::Sent { marked: true }))
+        Ask::Commit(self.marker.commit(&plans, self.stage == Stage::Sent { marked: true }, &self.shared))
     }
 
     /// What the stage asks, once more or for the first time.
@@ -89,10 +95,17 @@ impl<V: Clone, T> Flight<V, T> {
             *no_space = false;
         }
         if marked && !held {
-            // The plan's compares failed, or the marker's: the session is over.
+            // The plan's compares failed, or those that are shared, or the marker's: the session is over.
             match answers.pop().map_or(0, revision_of) {
                 0 => return self.settle(&Err(CommitError::SessionEnded), step),
-                revision if revision == self.marker.revision => {}
+                revision if revision == self.marker.revision => {
+                    // What they share does not hold: which of them minds shows when each compares for itself.
+                    if !self.shared.is_empty() {
+                        self.shared = Shared::default();
+                        step.ask = self.ask_again();
+                        return;
+                    }
+                }
                 // Somewhere on its way the batch was sent twice: this is the answer to the second.
                 _ => {
                     self.stage = Stage::Voiding;

@@ -97,6 +97,11 @@ pub fn lower<V>(
 }
 
 impl<V> Prepared<V> {
+    /// How many of the reads of its other branch its caller asked for: they come first, then those of guards.
+    pub(super) fn otherwise(&self) -> usize {
+        self.otherwise
+    }
+
     /// What counts against [`super::MAX_OPERATIONS`].
     pub fn operations(&self) -> usize {
         self.txn.compares.len().max(self.txn.then.len()).max(self.txn.or_else.len())

@@ -5,7 +5,7 @@ use concordat_protocol::{
     etcd::{Compare, Op, Relation, Target, Txn},
 };
 
-use super::Prepared;
+use super::{Prepared, shared::Shared};
 
 /// A flusher's marker: a key under the session's lease that every batch of the flusher changes, and compares.
 #[derive(Clone, Debug)]
@@ -23,15 +23,22 @@ pub struct Marker<V> {
 }
 
 impl<V: Clone> Marker<V> {
-    /// The transaction of a batch: a plan that is alone stands as it is, several stand inside.
-    pub(super) fn commit<'a>(&self, plans: &[&'a Prepared<V>], marked: bool) -> Txn<Key, Range, V>
+    /// The transaction of a batch: a plan that is alone stands as it is, several stand inside, and what is shared is
+    /// compared once for all of them.
+    pub(super) fn commit<'a>(
+        &self,
+        plans: &[&'a Prepared<V>],
+        marked: bool,
+        shared: &Shared,
+    ) -> Txn<Key, Range, V>
     where
         V: 'a,
     {
         let mut txn = match plans {
             [plan] => plan.txn.clone(),
             plans => {
-                Txn { then: plans.iter().map(|plan| Op::Txn(plan.txn.clone())).collect(), ..Txn::default() }
+                let then = plans.iter().map(|plan| Op::Txn(shared.without(plan))).collect();
+                Txn { compares: shared.compares(), then, or_else: Vec::new() }
             }
         };
         if marked {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use concordat_protocol::Millis;
 use etcd_client::{Error, LeaseKeepAliveStream, LeaseKeeper};
+use futures::FutureExt;
 
 use super::belief::Belief;
 use crate::{
@@ -29,7 +30,8 @@ pub(crate) async fn grant(connection: &Connection, clock: Clock, ttl: Millis) ->
     let seconds = ttl.div_ceil(1_000).max(2);
     let (mut client, of) = connection.client();
     let sent = clock.monotonic();
-    let granted = tokio::time::timeout(connection.timeout(), client.lease_grant(seconds as i64, None)).await;
+    let request = client.lease_grant(seconds as i64, None).boxed();
+    let granted = tokio::time::timeout(connection.timeout(), request).await;
     let refusal = match granted {
         Ok(Ok(lease)) => {
             let ttl = seconds * 1_000;
@@ -91,7 +93,7 @@ async fn round(
     lease: i64,
 ) -> Result<bool, Error> {
     let Some((keeper, answers)) = stream else {
-        return match connection.client().0.lease_keep_alive(lease).await {
+        return match connection.client().0.lease_keep_alive(lease).boxed().await {
             Ok(opened) => {
                 *stream = Some(opened);
                 Ok(true)
@@ -111,7 +113,7 @@ async fn round(
 /// Revokes a lease, and all that is under it; best effort.
 pub(crate) async fn revoke(connection: &Connection, lease: i64) {
     let (mut client, of) = connection.client();
-    match tokio::time::timeout(connection.timeout(), client.lease_revoke(lease)).await {
+    match tokio::time::timeout(connection.timeout(), client.lease_revoke(lease).boxed()).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a lease was not revoked"),
         Err(_) => connection.failed(of).await,

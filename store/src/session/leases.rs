@@ -9,6 +9,7 @@ use concordat_protocol::{
     record::Marker,
 };
 use etcd_client::LeaseTimeToLiveOptions;
+use futures::FutureExt;
 use parking_lot::Mutex;
 
 use super::lease::{self, Granted};
@@ -134,7 +135,7 @@ impl Leases {
         tokio::time::sleep(Duration::from_mins(1)).await;
         let (mut client, _) = self.exchange.connection.client();
         let options = LeaseTimeToLiveOptions::new().with_keys();
-        if let Ok(left) = client.lease_time_to_live(id, Some(options)).await
+        if let Ok(left) = client.lease_time_to_live(id, Some(options)).boxed().await
             && left.keys().len() <= 1
         {
             lease::revoke(&self.exchange.connection, id).await;

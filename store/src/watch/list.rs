@@ -2,6 +2,7 @@
 
 use concordat_protocol::{Entry, Key};
 use etcd_client::{GetOptions, proto::PbKeyValue};
+use futures::FutureExt;
 
 use super::hub::Scope;
 use crate::{
@@ -56,7 +57,7 @@ async fn pages(
         }
         let (mut kv, of) = exchange.connection.kv();
         let counts = Counts { gets: 1, ..Counts::default() };
-        let page = exchange.ask(Purpose::Read, counts, of, kv.get(from, Some(options))).await?.0;
+        let page = exchange.ask(Purpose::Read, counts, of, kv.get(from, Some(options)).boxed()).await?.0;
         if revision == 0 {
             revision = page.header.as_ref().map_or(0, |header| header.revision);
         }

@@ -324,7 +324,9 @@ impl World {
             .compares
             .iter()
             .find(|one| matches!(one.key, Key::Marker { .. }) && one.target == Target::ModRevision);
-        // Of a refused batch its marker may have been as it expected: then its one plan did not hold.
+        // Of a refused batch its marker may have been as it expected: then its one plan did not hold, or something that
+        // several plans share, and none of these was tried.
+        let several = txn.then.iter().any(|op| matches!(op, Op::Txn(_)));
         let expected = marker.is_none_or(|marker| match answer.answers.last() {
             _ if answer.held => true,
             Some(OpAnswer::Got(items)) => {
@@ -332,7 +334,7 @@ impl World {
             }
             _ => false,
         });
-        if !expected {
+        if !expected || several && !answer.held {
             return;
         }
         for ticket in tickets(txn).collect::<Vec<_>>() {
