@@ -161,6 +161,11 @@ impl Etcd {
         }
     }
 
+    /// Process id of a member that runs.
+    pub fn process_id(&self, member: usize) -> Result<u32> {
+        Ok(self.process(member)?.id())
+    }
+
     /// Stops a member where it is (SIGSTOP).
     pub fn pause(&self, member: usize) -> Result<()> {
         self.process(member)?.pause()

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use cargo_metadata::MetadataCommand;
 
 /// The floors, each with those it may lean on; whoever is not here may not exist.
-const FLOORS: [(&str, &[&str]); 8] = [
+const FLOORS: [(&str, &[&str]); 9] = [
     ("concordat-protocol", &[]),
     ("concordat-store", &["concordat-protocol"]),
     ("concordat-crds", &[]),
@@ -26,8 +26,9 @@ const FLOORS: [(&str, &[&str]); 8] = [
             "concordat-store",
         ],
     ),
-    // A user of the product: it speaks HTTP like any other.
+    // Users of the product: they speak HTTP like any other.
     ("concordat-bank", &[]),
+    ("concordat-locks", &[]),
     (
         "concordat-tests",
         &[
@@ -147,6 +148,7 @@ fn files() -> Result<Vec<PathBuf>> {
         .map(|(name, _)| match *name {
             "concordat" => root.join("cli"),
             "concordat-bank" => root.join("examples/bank"),
+            "concordat-locks" => root.join("examples/locks"),
             name => root.join(name.trim_start_matches("concordat-")),
         })
         .collect();

@@ -15,9 +15,13 @@ use hdrhistogram::Histogram;
 pub(super) struct Figure {
     /// Operations a second.
     pub(super) rate: f64,
+    /// How many operations were done.
+    pub(super) operations: u64,
     /// Median and 99th percentile of an operation, in milliseconds.
     pub(super) p50: f64,
     pub(super) p99: f64,
+    /// Processor time an operation, in microseconds, by process.
+    pub(super) spent: [f64; 4],
 }
 
 impl fmt::Display for Figure {
@@ -63,9 +67,11 @@ impl Meter {
         let state = self.state.borrow();
         let millis = |quantile| state.latency.value_at_quantile(quantile) as f64 / 1000.0;
         Figure {
+            operations: state.operations,
             rate: state.operations as f64 / state.start.elapsed().as_secs_f64(),
             p50: millis(0.5),
             p99: millis(0.99),
+            spent: [0.0; 4],
         }
     }
 }

@@ -19,6 +19,11 @@ const GATES: [(Work, Work, f64); 5] = [
 /// At one client an operation may take so many times the etcd round trips it needs.
 const ALONE: f64 = 1.5;
 
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// Figures by work and clients, one a round.
 pub(super) struct Report {
     rounds: usize,
@@ -43,16 +48,20 @@ impl Report {
     /// Medians over the rounds, of each column for itself.
     fn median(&self, work: Work, clients: usize) -> Option<Figure> {
         let figures = self.figures.get(&(work, clients))?;
-        let of = |column: fn(&Figure) -> f64| {
-            let mut values: Vec<f64> = figures.iter().map(column).collect();
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
-        Some(Figure { rate: of(|f| f.rate), p50: of(|f| f.p50), p99: of(|f| f.p99) })
+        let of = |column: fn(&Figure) -> f64| middle(figures.iter().map(column).collect());
+        Some(Figure {
+            operations: figures.iter().map(|figure| figure.operations).sum(),
+            rate: of(|f| f.rate),
+            p50: of(|f| f.p50),
+            p99: of(|f| f.p99),
+            spent: std::array::from_fn(|process| middle(figures.iter().map(|f| f.spent[process]).collect())),
+        })
     }
 
+    /// Median of the rounds' ratios: what slows a machine for a while slows both of a round.
     fn ratio(&self, work: Work, peer: Work) -> Option<f64> {
-        Some(self.median(work, GATED)?.rate / self.median(peer, GATED)?.rate)
+        let (works, peers) = (self.figures.get(&(work, GATED))?, self.figures.get(&(peer, GATED))?);
+        Some(middle(works.iter().zip(peers).map(|(work, peer)| work.rate / peer.rate).collect()))
     }
 
     pub(super) fn text(&self) -> String {
@@ -64,8 +73,8 @@ impl Report {
         let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
         let _ = writeln!(
             text,
-            "{cores} cores; {} rounds of {} s each, interleaved; medians. Messages and puts are 128 bytes; a batch \
-             counts its messages,\nand its latency is the request's.\n",
+            "{cores} cores; {} rounds of {} s each, interleaved; medians, of ratios those of the rounds. Messages\nand puts are \
+             128 bytes; a batch counts its messages, and its latency is the request's.\n",
             self.rounds, self.seconds
         );
         let clients: Vec<usize> = {
@@ -82,7 +91,7 @@ impl Report {
         for work in Work::ALL {
             let _ = write!(text, "| {} |", work.name());
             for &clients in &clients {
-                if let Some(Figure { rate, p50, p99 }) = self.median(work, clients) {
+                if let Some(Figure { rate, p50, p99, .. }) = self.median(work, clients) {
                     let _ = write!(text, " {rate:.0} ({p50:.2} / {p99:.1}) |");
                 }
             }
@@ -92,6 +101,20 @@ impl Report {
         for (work, peer, gate) in GATES {
             if let Some(ratio) = self.ratio(work, peer) {
                 let _ = writeln!(text, "| {} against {} | {ratio:.2} | ≥ {gate} |", work.name(), peer.name());
+            }
+        }
+        let _ = write!(
+            text,
+            "\n| processor time an operation at {GATED} clients, µs | etcd | sidecar | other sidecars and apps | generator \
+             |\n|---|---|---|---|---|\n"
+        );
+        for work in Work::ALL {
+            if let Some(Figure { spent: [etcd, sidecar, others, generator], .. }) = self.median(work, GATED) {
+                let _ = writeln!(
+                    text,
+                    "| {} | {etcd:.1} | {sidecar:.1} | {others:.1} | {generator:.1} |",
+                    work.name()
+                );
             }
         }
         if let Some(put) = self.median(Work::Put, 1) {

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use concordat_protocol::{
     App, Branch, Definition, Key, Kind, Name, Settings,
     definition::Backoff,
@@ -21,7 +21,7 @@ pub(super) const NAMESPACE: &str = "bench";
 
 /// Everything that runs.
 pub(super) struct Stage {
-    _etcd: Etcd,
+    etcd: Etcd,
     pub(super) client: Client,
     /// API port of the sidecar that is asked.
     pub(super) sidecar: u16,
@@ -74,7 +74,7 @@ impl Stage {
         for (kind, name, settings) in definitions() {
             define(&mut client, kind, name, settings).await?;
         }
-        let stage = Self { _etcd: etcd, client, sidecar: asked, processes };
+        let stage = Self { etcd, client, sidecar: asked, processes };
         stage.knows("/v1/locks/bench/ready").await?;
         Ok(stage)
     }
@@ -107,6 +107,21 @@ impl Stage {
         Ok(())
     }
 
+    /// Processor time used so far: by etcd, by the sidecar that is asked, by the other sidecars and the apps, and by this
+    /// process, which asks.
+    pub(super) fn spent(&self) -> Result<Spent> {
+        let [asked, rest @ ..] = &*self.processes else { bail!("no sidecar") };
+        let rest = rest.iter().map(|process| ticks(process.id()));
+        let spent = [
+            ticks(self.etcd.process_id(0)?)?,
+            ticks(asked.id())?,
+            rest.sum::<Result<u64>>()?,
+            ticks(std::process::id())?,
+        ];
+        // A tick is 10 ms (USER_HZ, proc(5)).
+        Ok(Spent(spent.map(|ticks| ticks as f64 * 10_000.0)))
+    }
+
     /// What the asked sidecar takes, idle for `time`.
     pub(super) async fn idle(&self, time: Duration) -> Result<Idle> {
         let process = self.processes.first().context("no sidecar")?;
@@ -122,6 +137,10 @@ impl Stage {
         Ok(Idle { memory: kib / 1024.0, cpu: used as f64 / time.as_secs_f64() })
     }
 }
+
+/// Processor time in microseconds: etcd's, the asked sidecar's, that of the other processes, the generator's.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent(pub(super) [f64; 4]);
 
 /// Processor time a process has used, in ticks.
 fn ticks(pid: u32) -> Result<u64> {

@@ -74,6 +74,15 @@ impl Work {
     }
 
     pub(super) async fn run(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
+        let before = stage.spent()?;
+        let mut figure = self.load(stage, clients, time).await?;
+        let after = stage.spent()?;
+        let operations = figure.operations.max(1) as f64;
+        figure.spent = std::array::from_fn(|of| (after.0[of] - before.0[of]) / operations);
+        Ok(figure)
+    }
+
+    async fn load(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
         match self {
             Self::Put => puts(stage, clients, time).await,
             Self::EtcdLock => etcd_locks(stage, clients, time).await,

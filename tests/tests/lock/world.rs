@@ -345,6 +345,11 @@ impl World {
 }
 
 impl Sidecar {
+    /// Port of its API.
+    pub(crate) fn port(&self) -> u16 {
+        self.api.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default()
+    }
+
     pub(crate) async fn ask(
         &self,
         method: Method,
