@@ -158,6 +158,11 @@ impl Live {
         self.leases.believed_until(ttl)
     }
 
+    /// This time to live, or the next longer one whose lease of this session was not lost.
+    pub(crate) fn live_ttl(&self, ttl: Millis) -> Millis {
+        self.leases.live_ttl(ttl)
+    }
+
     /// Whether no plan waits or is in flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.batcher.lock().is_idle()

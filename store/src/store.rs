@@ -114,10 +114,16 @@ impl Store {
     }
 
     /// Until when the lease of [`concordat_protocol::Lease::Ttl`] with this time to live is believed, on the monotonic
-    /// clock; never longer than the session. `None` when nothing was put under such a lease, 0 when it is over.
+    /// clock; never longer than the session. `None` when nothing was put under such a lease, 0 when it is lost.
     pub fn believed_until(&self, ttl: Millis) -> Option<Millis> {
         let live = self.shared.live.read();
         live.believed_until(ttl).map(|until| until.min(live.session.believed_until()))
+    }
+
+    /// The time to live to put under instead of this one: itself, or when the session has lost that lease, a millisecond
+    /// longer. What was put under the lost one is never believed again, so it gets no successor of its name.
+    pub fn live_ttl(&self, ttl: Millis) -> Millis {
+        self.shared.live.read().live_ttl(ttl)
     }
 
     /// Commits a plan together with whatever else waits, and answers when its fate is known.

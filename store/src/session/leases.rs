@@ -34,6 +34,13 @@ struct Known {
     until: Millis,
 }
 
+impl Known {
+    /// Whether it was kept alive and is no more: what is shared for a retention is never believed.
+    fn is_lost(&self) -> bool {
+        self.until == Millis::MAX && self.lease.belief.until() == 0
+    }
+}
+
 impl Leases {
     /// Of a session; `exchange` asks on the connection for keepalives.
     pub(crate) fn new(session: SessionId, exchange: Exchange, clock: Clock) -> Self {
@@ -44,8 +51,17 @@ impl Leases {
     /// Which lease of etcd's a put is to name.
     pub(crate) fn find(&self, lease: &Lease) -> Option<LeaseId> {
         let known = self.known.lock();
-        let known = known.get(lease).filter(|known| self.clock.monotonic() < known.until)?;
+        let known =
+            known.get(lease).filter(|known| self.clock.monotonic() < known.until && !known.is_lost())?;
         Some(LeaseId { id: known.lease.id, guard: Some(known.guard.clone()) })
+    }
+
+    /// This time to live, or the next longer one whose lease was not lost.
+    pub(crate) fn live_ttl(&self, ttl: Millis) -> Millis {
+        let known = self.known.lock();
+        let lost =
+            |ttl: &Millis| known.get(&Lease::Ttl(self.session.clone(), *ttl)).is_some_and(Known::is_lost);
+        (ttl..).find(|ttl| !lost(ttl)).unwrap_or(ttl)
     }
 
     /// Until when the lease for this time to live is believed.
@@ -69,12 +85,15 @@ impl Leases {
             other => CommitError::NotApplied(format!("no lease was granted: {other:?}")),
         };
         match lease {
+            // Its successor would be believed for what was put under it and is gone.
+            Lease::Ttl(..) if self.known.lock().contains_key(lease) => return Err(CommitError::SessionEnded),
             Lease::Ttl(_, ttl) => {
                 let guard = self.marker(format!("ttl-{ttl}"));
                 let granted = self.grant(*ttl, &guard).await.map_err(refused)?;
                 let known = Known { lease: granted.clone(), guard, until: Millis::MAX };
                 self.known.lock().insert(lease.clone(), known);
-                tokio::spawn(self.clone().keep(lease.clone(), granted));
+                let (connection, clock) = (self.exchange.connection.clone(), self.clock);
+                tokio::spawn(async move { lease::keep(&connection, clock, &granted).await });
             }
             Lease::Retention(_, ttl) => {
                 let guard = self.marker(format!("retention-{ttl}-{count}"));
@@ -118,15 +137,6 @@ impl Leases {
         };
         lease::revoke(&self.exchange.connection, granted.id).await;
         Err(refusal)
-    }
-
-    /// Keeps a lease alive, and forgets it when it is over.
-    async fn keep(self: Arc<Self>, of: Lease, granted: Granted) {
-        lease::keep(&self.exchange.connection, self.clock, &granted).await;
-        let mut known = self.known.lock();
-        if known.get(&of).is_some_and(|known| known.lease.id == granted.id) {
-            known.remove(&of);
-        }
     }
 
     /// Revokes a lease to which no new puts come, if nothing but its guard was put under it.

@@ -1,11 +1,13 @@
 //! Those who hold: what becomes of a grant is told as it happens, and a grant bound to its app ends with it.
 
 use anyhow::{Context, Result, ensure};
-use concordat_tests::proxy::Proxy;
+use concordat_protocol::Key;
+use concordat_store::keys;
+use concordat_tests::{process::eventually, proxy::Proxy};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::world::{Options, Sidecar, World};
+use crate::world::{NAMESPACE, Options, Sidecar, World};
 
 /// A stream of events of a grant.
 pub(crate) struct Events {
@@ -120,6 +122,33 @@ async fn a_grant_that_nobody_renews_is_announced_to_end_and_then_lost() -> Resul
         assert_eq!(sidecar.renew("k", &grant.token()).await?.code(), "lock-lost");
     }
     world.judge("k").await?;
+    Ok(())
+}
+
+/// A grant whose lease was revoked under it is lost, whoever has got a lease of the same ttl since.
+#[tokio::test]
+async fn a_grant_does_not_outlive_its_own_lease() -> Result<()> {
+    let world = World::one().await?;
+    let sidecar = world.sidecar("a").await?;
+    let terms = json!({"ttl": "6s", "renew": true});
+    let grant = world.acquire(&sidecar, "orders/k", terms.clone()).await?;
+    let mut events = Events::of(&sidecar, "orders/k", &grant.token()).await?;
+    events.is("granted").await?;
+    let holder = Key::Holder { lock: "orders".into(), key: "k".into() };
+    let mut client = world.etcd.client().await?;
+    let found = client.get(keys::encode(NAMESPACE, &holder), None).await?;
+    client.lease_revoke(found.kvs()[0].lease()).await?;
+    // The sidecar learns of it from what it is refused, and goes on under another lease.
+    let other = eventually("another key is granted", async || {
+        let answer = world.acquire(&sidecar, "orders/other", terms.clone()).await?;
+        ensure!(answer.status == StatusCode::OK, "{answer:?}");
+        Ok(answer)
+    })
+    .await?;
+    let mut others = Events::of(&sidecar, "orders/other", &other.token()).await?;
+    others.is("granted").await?;
+    assert_eq!(events.last().await?, "lost");
+    assert_eq!(sidecar.renew("other", &other.token()).await?.status, StatusCode::OK);
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! A session's life: believed no longer than it lives, and never twice.
 
-use concordat_protocol::Range;
+use concordat_protocol::{Lease, Plan, Range, Write};
 use concordat_store::{CommitError, Config, SessionState, Store};
-use concordat_tests::etcd::Etcd;
+use concordat_tests::{etcd::Etcd, process::eventually};
 
 use crate::{acquire, config, connect, key};
 
@@ -51,6 +51,38 @@ async fn a_session_that_etcd_ended_is_lost_at_once() {
     states.wait_for(|state| matches!(state, SessionState::Live(_))).await.unwrap();
     let second = store.session().id;
     assert!(store.commit(acquire(&second, "a")).await.unwrap().held);
+}
+
+/// What was put under it is gone, and must not be believed for the sake of what others put since.
+#[tokio::test]
+async fn a_lease_that_was_lost_is_never_believed_again() {
+    let etcd = Etcd::start().await.unwrap();
+    let store = connect(etcd.endpoint(0)).await;
+    let session = store.session().id;
+    let put = |name: &str, ttl| {
+        let holder = acquire(&session, name).writes.into_iter().find_map(|write| match write {
+            Write::Put(_, record, _) => Some(record),
+            Write::Delete(_) => None,
+        });
+        Plan::new().put(key(name), holder.unwrap(), Lease::Ttl(session.clone(), ttl))
+    };
+    assert!(store.commit(put("a", 3_000)).await.unwrap().held);
+    assert_eq!(store.live_ttl(3_000), 3_000);
+    let mut client = etcd.client().await.unwrap();
+    let lease = client.get("/concordat/test/lock/lock/a/holder", None).await.unwrap().kvs()[0].lease();
+    client.lease_revoke(lease).await.unwrap();
+    eventually("the loss is known", async || {
+        anyhow::ensure!(store.believed_until(3_000) == Some(0));
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(store.commit(put("b", 3_000)).await, Err(CommitError::SessionEnded));
+    assert_eq!(store.live_ttl(3_000), 3_001);
+    assert!(store.commit(put("b", 3_001)).await.unwrap().held);
+    assert_eq!(store.believed_until(3_000), Some(0));
+    assert!(store.believed_until(3_001).unwrap() > store.clock().now().monotonic);
+    assert_eq!(store.session().id, session, "the session goes on");
 }
 
 #[tokio::test]

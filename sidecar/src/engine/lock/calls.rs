@@ -44,7 +44,7 @@ impl LockEngine {
         if self.0.keys.lock().draining || !session.is_believed(store.clock().now()) {
             return Err(Rejected::Unavailable { unknown: false });
         }
-        let max_waiters = defined.settings.max_waiters as usize;
+        let (max_waiters, ttl) = (defined.settings.max_waiters as usize, store.live_ttl(terms.ttl));
         let reply = self
             .call(place, |caller| {
                 Input::Acquire(Request {
@@ -59,7 +59,7 @@ impl LockEngine {
                     max_waiters,
                     share: terms.share,
                     lock_delay: defined.settings.lock_delay,
-                    ttl: terms.ttl,
+                    ttl,
                     max_hold: terms.max_hold,
                     renew: terms.renew && terms.max_hold > 0,
                 })
