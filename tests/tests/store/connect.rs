@@ -1,13 +1,13 @@
 //! How etcd is reached, and as whom.
 
-use concordat_protocol::{Key, Lease, Plan, Range, record::Epoch, session::Session};
-use concordat_store::{Admin, AdminConfig, Config, ConnectError, Store, Tls};
+use concordat_protocol::{Entry, Key, Lease, Plan, Range, record::Epoch, session::Session};
+use concordat_store::{Admin, AdminConfig, Config, ConnectError, Store, Tls, WatchEvent};
 use concordat_tests::{
     etcd::{Etcd, Settings},
-    process::free_port,
+    process::{eventually, free_port},
 };
 
-use crate::{change, config};
+use crate::{change, config, key};
 
 #[tokio::test]
 async fn certificates_are_asked_for_and_given() {
@@ -50,6 +50,31 @@ async fn a_name_and_a_password_are_asked_for_and_given() {
     assert!(matches!(wrong, Err(ConnectError::Unreachable { .. })), "{wrong:?}");
     let none = Store::connect(config([etcd.endpoint(0)])).await;
     assert!(none.is_err(), "{none:?}");
+}
+
+/// etcd's simple tokens do not outlive its process, nor do they outlive their time.
+#[tokio::test]
+async fn an_etcd_that_forgot_whom_it_let_in_is_told_again() {
+    let mut etcd = Etcd::start().await.unwrap();
+    etcd.require_password("concordat", "secret").await.unwrap();
+    let user = Some(("concordat".into(), "secret".into()));
+    let store =
+        Store::connect(Config { user, session_ttl: 60_000, ..config([etcd.endpoint(0)]) }).await.unwrap();
+    let session = store.session().id;
+    let mut watch = store.watch(Range::Locks);
+    etcd.kill(0).unwrap();
+    etcd.spawn(0).unwrap();
+    let put = Plan::new().put(key("a"), Epoch { holder: "us".into() }, Lease::Forever);
+    let answer = eventually("the store is let in again", async || Ok(store.commit(put.clone()).await?)).await;
+    let revision = answer.unwrap().revision;
+    assert_eq!(store.session().id, session, "its session is the one it had");
+    let there = |entry: &Entry| entry.mod_revision >= revision;
+    let seen = |event: WatchEvent| match event {
+        WatchEvent::Put(entry) => there(&entry),
+        WatchEvent::Snapshot { entries, .. } => entries.iter().any(there),
+        _ => false,
+    };
+    while !watch.next().await.into_iter().any(seen) {}
 }
 
 #[tokio::test]

@@ -1,10 +1,10 @@
 //! A session's life: believed no longer than it lives, and never twice.
 
-use concordat_protocol::{Lease, Plan, Range, Write};
+use concordat_protocol::{Lease, Plan, Range};
 use concordat_store::{CommitError, Config, SessionState, Store};
 use concordat_tests::{etcd::Etcd, process::eventually};
 
-use crate::{acquire, config, connect, key};
+use crate::{acquire, config, connect, holder, key, revision_of};
 
 #[tokio::test]
 async fn a_session_is_given_up_before_etcd_gives_it_up_and_another_one_opens() {
@@ -59,13 +59,8 @@ async fn a_lease_that_was_lost_is_never_believed_again() {
     let etcd = Etcd::start().await.unwrap();
     let store = connect(etcd.endpoint(0)).await;
     let session = store.session().id;
-    let put = |name: &str, ttl| {
-        let holder = acquire(&session, name).writes.into_iter().find_map(|write| match write {
-            Write::Put(_, record, _) => Some(record),
-            Write::Delete(_) => None,
-        });
-        Plan::new().put(key(name), holder.unwrap(), Lease::Ttl(session.clone(), ttl))
-    };
+    let put =
+        |name: &str, ttl| Plan::new().put(key(name), holder(&session), Lease::Ttl(session.clone(), ttl));
     assert!(store.commit(put("a", 3_000)).await.unwrap().held);
     assert_eq!(store.live_ttl(3_000), 3_000);
     let mut client = etcd.client().await.unwrap();
@@ -83,6 +78,40 @@ async fn a_lease_that_was_lost_is_never_believed_again() {
     assert_eq!(store.believed_until(3_000), Some(0));
     assert!(store.believed_until(3_001).unwrap() > store.clock().now().monotonic);
     assert_eq!(store.session().id, session, "the session goes on");
+}
+
+/// What is put last under a shared lease stays its full time, and what was put first not much longer.
+#[tokio::test]
+async fn a_retention_s_lease_is_replaced_while_most_of_its_time_is_left() {
+    let etcd = Etcd::start().await.unwrap();
+    let store = connect(etcd.endpoint(0)).await;
+    let session = store.session().id;
+    let mut client = etcd.client().await.unwrap();
+    let lease_of = async |name: &str| {
+        let lease = Lease::Retention(session.clone(), 20_000);
+        store.commit(Plan::new().put(key(name), holder(&session), lease)).await?;
+        let found =
+            etcd.client().await?.get(format!("/concordat/test/lock/lock/{name}/holder"), None).await?;
+        anyhow::Ok(found.kvs().first().map_or(0, etcd_client::KeyValue::lease))
+    };
+    let first = lease_of("first").await.unwrap();
+    assert_eq!(lease_of("beside").await.unwrap(), first, "they share it");
+    let second = eventually("another lease", async || {
+        let lease = lease_of("later").await?;
+        anyhow::ensure!(lease != first);
+        Ok(lease)
+    })
+    .await
+    .unwrap();
+    assert_eq!(lease_of("last").await.unwrap(), second);
+    for name in ["first", "beside"] {
+        assert_ne!(revision_of(&store, name).await, 0, "{name} stays: its lease is left to run out");
+    }
+    // Nobody keeps it alive, and it does not go with its session.
+    store.close().await;
+    let left = client.lease_time_to_live(first, None).await.unwrap();
+    assert_eq!(left.granted_ttl(), 25);
+    assert!(left.ttl() > 0);
 }
 
 #[tokio::test]
