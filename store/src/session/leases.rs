@@ -57,11 +57,12 @@ impl Leases {
     }
 
     /// This time to live, or the next longer one whose lease was not lost.
-    pub(crate) fn live_ttl(&self, ttl: Millis) -> Millis {
+    pub(crate) fn live_ttl(&self, mut ttl: Millis) -> Millis {
         let known = self.known.lock();
-        let lost =
-            |ttl: &Millis| known.get(&Lease::Ttl(self.session.clone(), *ttl)).is_some_and(Known::is_lost);
-        (ttl..).find(|ttl| !lost(ttl)).unwrap_or(ttl)
+        while known.get(&Lease::Ttl(self.session.clone(), ttl)).is_some_and(Known::is_lost) {
+            ttl += 1;
+        }
+        ttl
     }
 
     /// Until when the lease for this time to live is believed.
