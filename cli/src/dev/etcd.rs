@@ -28,6 +28,8 @@ const PORTS: u16 = 1_000;
 const DATA: &str = "data";
 /// Locked in the data's folder by the `dev` that uses it.
 const LOCK: &str = "dev.lock";
+/// Locked in the temporary folder of the machine by the `dev` whose turn it is to choose ports.
+const TURN: &str = "concordat-dev.lock";
 /// How temporary folders are named.
 const TEMPORARY: &str = "concordat-dev-";
 
@@ -59,6 +61,7 @@ impl Etcd {
             bail!("--data: another `concordat dev` uses {}: stop it, or give another folder", data.display());
         }
         let log = File::create(data.join("etcd.log"))?;
+        let _turn = turn().await?;
         let client = port(ETCD_PORT)?;
         let peer = port(client + 1)?;
         let (url, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
@@ -162,6 +165,19 @@ pub(super) fn terminate(child: &Child) {
         // A frozen process hears nothing.
         let _ = kill_process(pid, Signal::CONT);
     }
+}
+
+/// Waits for the turn to choose ports, which lasts until etcd listens on them: two that start at once would choose the
+/// same, and one would take the other's etcd for its own.
+async fn turn() -> Result<File> {
+    let path = std::env::temp_dir().join(TURN);
+    // Another user's can be locked, if not written.
+    let file = File::options().create(true).append(true).open(&path).or_else(|_| File::open(&path));
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    while file.try_lock().is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(file)
 }
 
 /// The first free port from `wanted` on.

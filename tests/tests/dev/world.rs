@@ -11,7 +11,7 @@ use axum::{Router, routing::post};
 use concordat_tests::process::{Process, binary, eventually, free_port};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{net::TcpListener, sync::Mutex};
+use tokio::net::TcpListener;
 
 pub(crate) const LOCK: &str = "
 apiVersion: concordat.dev/v1alpha1
@@ -31,9 +31,6 @@ kind: DistributedTransaction
 metadata: {name: pay}
 spec: {protocol: TwoPhaseCommit, participants: [{name: debit, app: accounts}]}
 ";
-
-/// Each takes the first free port for its etcd: one after another, so that no two find the same one.
-static STARTING: Mutex<()> = Mutex::const_new(());
 
 /// A folder of manifests.
 pub(crate) struct Manifests(TempDir);
@@ -87,7 +84,6 @@ impl Dev {
             async move { axum::serve(app, Router::new().route("/{*path}", post(async || "{}"))).await },
         );
         let port = free_port()?;
-        let _starting = STARTING.lock().await;
         let mut process =
             Process::start("dev", command(manifests, &format!("accounts:{port}:{app_port}"), flags)?)?;
         process.says("ready     ").await?;
