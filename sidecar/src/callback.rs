@@ -17,9 +17,8 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use serde::de::IgnoredAny;
 
-use crate::api::trace::TraceParent;
+use crate::api::{extract, trace::TraceParent};
 
 /// How long a call that has timed out is still waited for: until the app has answered or closed its connection, so that
 /// the next operation does not meet with it, but not for ever.
@@ -122,7 +121,7 @@ fn heard(status: StatusCode, body: &Bytes) -> Called {
     let text = std::str::from_utf8(body).unwrap_or_default();
     match status.as_u16() {
         200..=299 => {
-            let json = serde_json::from_str::<IgnoredAny>(text).is_ok();
+            let json = extract::readable(text.as_bytes()).is_ok();
             Called::Yes(if json { text.to_owned() } else { String::new() })
         }
         408 | 425 | 429 => Called::Again(status.to_string()),

@@ -4,7 +4,7 @@
 //! The types they fill should `#[serde(deny_unknown_fields)]`. Content types are not looked at where JSON is the only
 //! thing a route takes, so that `curl -d` works; a browser is kept out by the guard, not by them.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, fmt, marker::PhantomData, time::Duration};
 
 use axum::{
     body::Body,
@@ -15,7 +15,10 @@ use http::{HeaderMap, StatusCode, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body as _;
 use percent_encoding::percent_decode_str;
-use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::IgnoredAny};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+};
 
 use super::guard;
 use crate::problem::Problem;
@@ -23,8 +26,8 @@ use crate::problem::Problem;
 /// A body that takes longer to arrive is given up.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The most levels of arrays and objects in each other.
-const DEEPEST: usize = 128;
+/// The most levels of arrays and objects in each other: many parsers stop at 128, what we put around it included.
+const DEEPEST: usize = 100;
 
 /// The largest key in bytes, decoded.
 const LONGEST_KEY: usize = 512;
@@ -81,7 +84,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJ
 }
 
 /// Parses a JSON object. No more than 128 levels deep: serde_json refuses what would exhaust the stack.
-pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     // serde would take an array for a struct, its fields in the order in which we declare them.
     match body.trim_ascii_start().first() {
         None => Err(Problem::invalid("a JSON body is required")),
@@ -90,35 +93,105 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     }
 }
 
-/// Any JSON as text, checked to be JSON of no more than 128 levels and not changed.
-pub fn json_text(body: &[u8]) -> Result<String, Problem> {
-    json::<IgnoredAny>(body)?;
-    if depth(body) > DEEPEST {
-        return Err(Problem::invalid(format!("body: it is more than {DEEPEST} levels deep")));
+/// A JSON object within another, and no array for it either.
+pub struct Fields<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Fields<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Named<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Named<T> {
+            type Value = Fields<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Fields<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Fields)
+            }
+        }
+        deserializer.deserialize_map(Named(PhantomData))
     }
+}
+
+/// Any JSON as text, checked to be [`readable`] and not changed.
+pub fn json_text(body: &[u8]) -> Result<String, Problem> {
+    readable(body).map_err(|error| Problem::invalid(format!("body: {error}")))?;
     String::from_utf8(body.to_vec()).map_err(|_| Problem::invalid("body: it is not UTF-8"))
 }
 
-/// How deep valid JSON is. serde_json bounds it only where it builds a value, and those who read the text later may not.
-fn depth(json: &[u8]) -> usize {
-    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'[' | b'{' if !in_string => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b']' | b'}' if !in_string => depth -= 1,
-            _ => {}
-        }
-    }
-    deepest
+/// Checks JSON that is kept as it came: whoever gets it later, within an answer of ours, must be able to read that. So
+/// its texts are Unicode, its numbers fit into 64 bits or a double, and it is no more than 100 levels deep.
+pub fn readable(json: &[u8]) -> Result<(), serde_json::Error> {
+    let mut json = serde_json::Deserializer::from_slice(json);
+    Readable(DEEPEST).deserialize(&mut json)?;
+    json.end()
 }
 
-fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+/// What reads everything and keeps nothing, with the levels that are left.
+struct Readable(usize);
+
+impl<'de> DeserializeSeed<'de> for Readable {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Readable {
+    fn within<E: serde::de::Error>(&self) -> Result<usize, E> {
+        self.0.checked_sub(1).ok_or_else(|| E::custom(format!("it is more than {DEEPEST} levels deep")))
+    }
+}
+
+impl<'de> Visitor<'de> for Readable {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let within = self.within()?;
+        while items.next_element_seed(Self(within))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        let within = self.within()?;
+        while members.next_key_seed(Self(within))?.is_some() {
+            members.next_value_seed(Self(within))?;
+        }
+        Ok(())
+    }
+}
+
+fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| Problem::invalid(format!("body: {error}")))
 }
 
@@ -331,14 +404,22 @@ mod tests {
     }
 
     #[test]
-    fn any_json_is_taken_that_is_not_too_deep() {
-        let nested = |levels| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
-        for json in [nested(128), "1".into(), "\"[[{{\"".into(), r#"{"a\"[":"\\","b":[{}]}"#.into()] {
+    fn any_json_is_taken_that_others_can_read() {
+        let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+        for json in [nested(DEEPEST), "1".into(), "\"[[{{\"".into(), r#"{"a\"[":"\\","b":[{}]}"#.into()] {
             assert_eq!(json_text(json.as_bytes()).as_deref(), Ok(json.as_str()));
         }
         let strings_hide = format!("[\"{}\"]", "[".repeat(1_000));
         assert!(json_text(strings_hide.as_bytes()).is_ok());
-        for json in [nested(129), nested(100_000), "{".into(), String::new()] {
+        for json in [
+            nested(DEEPEST + 1),
+            nested(100_000),
+            "{".into(),
+            String::new(),
+            "1e400".into(),
+            r#""\ud800""#.into(),
+            r#"{"\ud800":1}"#.into(),
+        ] {
             assert_eq!(json_text(json.as_bytes()).unwrap_err().code, "invalid-request");
         }
     }

@@ -129,7 +129,8 @@ impl Sidecar {
         self.send(Request::get(uri).body(Full::default())?).await
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer> {
+    /// Sends a request as it is.
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer> {
         let what = format!("{} {}", request.method(), request.uri());
         let answer = tokio::time::timeout(Duration::from_mins(2), self.client.request(request));
         let (parts, body) = answer.await.context("no answer")?.with_context(|| what)?.into_parts();

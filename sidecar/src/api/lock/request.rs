@@ -124,7 +124,8 @@ impl AcquireBody {
             return Err(Problem::invalid(format!("owner: write at most {LONGEST_OWNER} bytes")));
         }
         let ttl = self.ttl.map_or(settings.ttl, |ttl| ttl.0);
-        if !TTL.contains(&ttl) {
+        // A Lock may itself say more than callers may ask of another.
+        if self.ttl.is_some() && !TTL.contains(&ttl) {
             return Err(Problem::invalid("ttl: write a duration from \"2s\" to \"1h\""));
         }
         let max_hold = self.max_hold.map_or(settings.max_hold, |asked| match settings.max_hold {

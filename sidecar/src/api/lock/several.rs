@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use axum::extract::State;
+use concordat_protocol::lock::Settings;
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -17,9 +18,10 @@ use super::{
 use crate::{
     api::{
         duration::GoDuration,
-        extract::{Json, UserKey},
+        extract::{Fields, Json, UserKey},
     },
     context::Context,
+    definitions::Defined,
     engine::lock::{Asked, GrantedSeveral, Place},
     problem::{Document, Problem},
 };
@@ -47,7 +49,8 @@ struct Wanted {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct SeveralBody {
     /// 1 to 32, none twice.
-    locks: Vec<Wanted>,
+    #[schema(value_type = Vec<Wanted>)]
+    locks: Vec<Fields<Wanted>>,
     /// How long to wait for all of them together, at most the shortest `maxWait`; it ends 250 ms earlier.
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "5s")]
@@ -92,18 +95,22 @@ impl From<GrantedSeveral> for AcquiredSeveral {
 }
 
 impl SeveralBody {
-    fn asked(self, context: &Context) -> Result<Vec<Asked>, Problem> {
+    /// What is asked for, under the settings of each lock as `definition` finds them.
+    pub(super) fn asked(
+        self,
+        definition: impl Fn(&str) -> Result<Defined<Settings>, Problem>,
+    ) -> Result<Vec<Asked>, Problem> {
         if !(1..=MOST).contains(&self.locks.len()) {
             return Err(Problem::invalid(format!("locks: write 1 to {MOST}")));
         }
         let mut places = BTreeSet::new();
         let params = AcquireParams { wait: self.wait };
-        let each = self.locks.into_iter().map(|Wanted { lock, key, mode, permits }| {
+        let each = self.locks.into_iter().map(|Fields(Wanted { lock, key, mode, permits })| {
             let place = Place { lock: lock.as_str().into(), key: key.0.as_str().into() };
             if !places.insert(place.clone()) {
                 return Err(Problem::invalid(format!("locks: {lock:?} with key {:?} is there twice", key.0)));
             }
-            let defined = context.definitions.lock(&lock)?;
+            let defined = definition(&lock)?;
             let (ttl, max_hold, owner) = (self.ttl, self.max_hold, self.owner.clone());
             let body = AcquireBody { ttl, mode, permits, owner, renew: self.renew, max_hold };
             let terms = body.terms(&params, &defined.settings)?;
@@ -135,7 +142,7 @@ pub(super) async fn acquire_several(
     State(context): State<Context>,
     Json(body): Json<SeveralBody>,
 ) -> Answer<AcquiredSeveral> {
-    let asked = body.asked(&context)?;
+    let asked = body.asked(|lock| context.definitions.lock(lock))?;
     refuse_without_space(&context)?;
     let granted = context.locks.acquire_several(&asked).await.map_err(|(place, rejected)| {
         refusal(rejected).with("lock", place.lock.to_string()).with("key", place.key.to_string())

@@ -1,9 +1,14 @@
 //! Batches: entries that succeed and fail one by one.
 
+use std::{collections::HashSet, fmt};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use concordat_protocol::queue::{Message, publish::Offer};
 use http::{HeaderMap, header};
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
@@ -62,7 +67,8 @@ pub(super) struct Line<'a> {
     key: String,
     /// Handed on with the message.
     #[serde(default)]
-    headers: std::collections::BTreeMap<String, String>,
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    headers: Headers,
     #[serde(default)]
     delay: Option<GoDuration>,
     #[serde(default)]
@@ -71,6 +77,36 @@ pub(super) struct Line<'a> {
     producer_id: Option<String>,
     #[serde(default)]
     producer_seq: Option<u64>,
+}
+
+/// Headers of a message, their names in lower case and none twice.
+#[derive(Default)]
+struct Headers(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Headers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Headers;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Headers, A::Error> {
+                let (mut headers, mut names) = (Vec::new(), HashSet::new());
+                while let Some((name, value)) = members.next_entry::<String, String>()? {
+                    let name = name.to_ascii_lowercase();
+                    if !names.insert(name.clone()) {
+                        return Err(A::Error::custom(format!("headers: {name:?} is there twice")));
+                    }
+                    headers.push((name, value));
+                }
+                Ok(Headers(headers))
+            }
+        }
+        deserializer.deserialize_map(Each)
+    }
 }
 
 /// The entries of a batch.
@@ -133,8 +169,7 @@ impl Batch<'_> {
 }
 
 fn line_message(line: &[u8], wishes: &mut Wishes) -> Result<Message, Problem> {
-    let line: Line<'_> =
-        serde_json::from_slice(line).map_err(|error| Problem::invalid(format!("entry: {error}")))?;
+    let line: Line<'_> = extract::parse(line)?;
     wishes.delay = line.delay;
     wishes.ttl = line.ttl;
     wishes.producer = producer(line.producer_id.as_deref(), line.producer_seq, None)?;
@@ -147,8 +182,7 @@ fn line_message(line: &[u8], wishes: &mut Wishes) -> Result<Message, Problem> {
         None if is_json(&content_type) => line.body.get().as_bytes().to_vec(),
         None => text(line.body)?.into_bytes(),
     };
-    let headers = line.headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value));
-    Ok(Message { body, content_type, key: line.key, headers: headers.collect(), ..Message::default() })
+    Ok(Message { body, content_type, key: line.key, headers: line.headers.0, ..Message::default() })
 }
 
 fn text(body: &RawValue) -> Result<String, Problem> {

@@ -9,7 +9,6 @@ use concordat_protocol::{
     },
 };
 use http::{HeaderMap, StatusCode, header};
-use serde::de::IgnoredAny;
 
 use super::{
     answer::{essence, is_json},
@@ -54,7 +53,7 @@ impl Terms<'_> {
             return Err(Problem::invalid(format!("a key has at most {LONGEST_NAME} bytes")));
         }
         if is_json(&message.content_type)
-            && let Err(error) = serde_json::from_slice::<IgnoredAny>(&message.body)
+            && let Err(error) = extract::readable(&message.body)
         {
             let kind = essence(&message.content_type);
             return Err(Problem::invalid(format!("body: it is called {kind} and is not: {error}")));
