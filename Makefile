@@ -44,7 +44,7 @@ dapr: ## Installs Dapr's own SDKs that tests run (once, from npm and PyPI)
 .PHONY: fuzz
 fuzz: tools ## The fuzz targets for longer: FUZZ_SECONDS each, 60 unless set
 	BOLERO_RANDOM_TEST_TIME_MS=$$(( $${FUZZ_SECONDS:-60} * 1000 )) BOLERO_RANDOM_ITERATIONS=1000000000 \
-	  cargo test --locked --release -p concordat-store -p concordat-sidecar -p concordat-crds -- fuzz panics --test-threads 2
+	  cargo test --locked --release -p concordat-store -p concordat-sidecar -p concordat-crds -p concordat-operator -- fuzz panics --test-threads 2
 
 .PHONY: bench
 bench: tools ## Measures the sidecars beside etcd's own lock service and plain puts; writes docs/benchmarks.md

@@ -4,6 +4,8 @@ pub mod described;
 pub mod duration;
 pub mod extract;
 pub mod front;
+#[cfg(test)]
+mod fuzz;
 pub mod guard;
 pub mod idempotency;
 pub mod lock;
@@ -124,6 +126,34 @@ mod tests {
             ("GET", "/v1/transactions/{transaction}", &["limit", "state"]),
         ] {
             assert_eq!(described.at(path).unwrap().parameters(method), names, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn every_body_has_a_fuzz_target() {
+        let targets = [
+            include_str!("api/lock/fuzz.rs"),
+            include_str!("api/queue/fuzz.rs"),
+            include_str!("api/transaction/fuzz.rs"),
+        ]
+        .concat();
+        let description = serde_json::to_value(routes().into_openapi()).unwrap();
+        let operations =
+            description["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap());
+        for (_, operation) in operations.filter(|(_, operation)| operation["requestBody"].is_object()) {
+            let schema = operation["requestBody"]["content"]["application/json"]["schema"].to_string();
+            // By the name of the type; where there is none, by that of the operation.
+            let name = match schema.split_once("#/components/schemas/") {
+                Some((_, name)) => name.split('"').next().unwrap_or_default(),
+                None => operation["operationId"].as_str().unwrap(),
+            };
+            let snake: String = name
+                .chars()
+                .flat_map(|letter| [letter.is_uppercase().then_some('_'), Some(letter.to_ascii_lowercase())])
+                .flatten()
+                .collect();
+            let target = format!("fn fuzz_{}()", snake.trim_start_matches('_'));
+            assert!(targets.contains(&target), "{target} is not there");
         }
     }
 

@@ -223,3 +223,54 @@ fn no_package_goes_without_the_lints() -> Result<()> {
     assert!(workspace.contains("unsafe_code = \"forbid\""));
     Ok(())
 }
+
+/// The fuzz targets of a file that `make fuzz` leaves out.
+fn left_out(path: &Path, text: &str, command: &str) -> Vec<String> {
+    let (packages, selected) = command.split_once(" -- ").unwrap_or_default();
+    let of_the_package = path.iter().next().is_some_and(|folder| {
+        packages.split_whitespace().any(|word| word.strip_prefix("concordat-") == folder.to_str())
+    });
+    let mut checks: Vec<&str> = text.split("bolero::check!").collect();
+    checks.pop();
+    checks
+        .into_iter()
+        .filter_map(|before| before.rsplit("fn ").next()?.split('(').next())
+        .filter(|name| {
+            !of_the_package
+                || !selected
+                    .split(" --")
+                    .next()
+                    .unwrap_or_default()
+                    .split_whitespace()
+                    .any(|word| name.contains(word))
+        })
+        .map(|name| format!("{} {name}", path.display()))
+        .collect()
+}
+
+#[test]
+fn make_fuzz_runs_every_fuzz_target() -> Result<()> {
+    let makefile = fs::read_to_string(root().join("Makefile"))?;
+    let command = makefile.split("\nfuzz: ").nth(1).and_then(|rest| rest.split("\n\n").next());
+    let command = command.context("make fuzz is not there")?;
+    let mut wrong = Vec::new();
+    for path in files()?.into_iter().filter(|path| !path.ends_with(file!())) {
+        wrong.extend(left_out(&path, &fs::read_to_string(root().join(&path))?, command));
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_fuzz_target_that_is_left_out_is_found() {
+    let target = |name: &str| format!("fn {name}() {{ bolero::check!().for_each(drop) }}");
+    for (path, name, wrong) in [
+        ("store/tests/codec.rs", "fuzz_decode", 0),
+        ("store/tests/codec.rs", "no_text_panics", 0),
+        ("store/tests/codec.rs", "any_text", 1),
+        ("cli/src/get.rs", "fuzz_get", 1),
+    ] {
+        let command = "cargo test -p concordat-store -- fuzz panics --test-threads 2";
+        assert_eq!(left_out(Path::new(path), &target(name), command).len(), wrong, "{path} {name}");
+    }
+}

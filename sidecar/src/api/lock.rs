@@ -2,6 +2,8 @@
 
 mod answer;
 mod following;
+#[cfg(test)]
+mod fuzz;
 mod request;
 mod several;
 

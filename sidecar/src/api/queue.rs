@@ -3,6 +3,8 @@
 mod answer;
 mod batch;
 mod cloud_event;
+#[cfg(test)]
+mod fuzz;
 mod offer;
 mod request;
 

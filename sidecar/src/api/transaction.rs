@@ -1,5 +1,7 @@
 //! Transactions over HTTP.
 
+#[cfg(test)]
+mod fuzz;
 mod request;
 
 use std::time::Duration;
