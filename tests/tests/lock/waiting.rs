@@ -75,7 +75,10 @@ async fn a_caller_that_hangs_up_leaves_nothing_behind() -> Result<()> {
     assert_eq!(next.status, StatusCode::OK);
     assert_eq!(world.release(&b, "k", &next).await?.status, StatusCode::NO_CONTENT);
     assert!(world.holder("k").await?.is_none());
-    assert_eq!(world.judge("k").await?.changes.len(), 4, "two grants, each let go");
+    // An attempt for who hung up may have been under way: what it takes is let go, as the two grants are.
+    let changes = world.judge("k").await?.changes;
+    let grants = changes.iter().filter(|change| change.holder.is_some()).count();
+    assert_eq!(changes.len(), 2 * grants, "{changes:?}");
     Ok(())
 }
 
