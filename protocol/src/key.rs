@@ -75,9 +75,9 @@ pub enum Key {
         lock: Name,
         /// The key under it.
         key: Name,
-        /// The holder's sidecar.
+        /// The holder's sidecar. Empty in mode Lease, in which a key has one shadow, whoever holds it.
         session: SessionId,
-        /// The sidecar's own counter: no two shadows of a session share it.
+        /// The sidecar's own counter: no two shadows of a session share it. 0 in mode Lease.
         number: u64,
     },
     /// Messages published together, never changed. Written by the publisher's sidecar.

@@ -29,7 +29,7 @@ use crate::{Millis, Name, SessionId};
 pub enum Mode {
     /// One compare-and-swap, no order among waiters.
     CompareAndSwap,
-    /// The lease protocol with shadow and lock-delay.
+    /// The same, and nobody is granted a lock for a while after its holder was lost.
     Lease,
     /// First come, first served.
     FairQueue,

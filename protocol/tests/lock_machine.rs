@@ -7,8 +7,9 @@ use concordat_protocol::{
     lock::{
         Caller, Effect, Failure, Fence, Holder, Input, Machine, Mode, Rejected, Reply, Request, Seen, Share,
         Token, invariant,
-        invariant::{Change, Grant, History, Wait},
-        machine, plans,
+        invariant::{Change, Grant, History, Loss, Wait},
+        machine,
+        plans::{self, Frees},
     },
 };
 
@@ -148,7 +149,7 @@ fn a_grant_lasts_as_long_as_it_is_renewed_and_believed_and_no_longer_than_may_be
     assert_eq!(machine, before, "what is rejected changes nothing");
     let ended = machine.step(Input::Tick { believed: 20_000 }, at(8_000)).unwrap();
     assert!(ended.contains(&Effect::Lost(Token(1))));
-    assert_eq!(commits(&ended), [&plans::release(&"orders".into(), &"c42".into(), 5)]);
+    assert_eq!(commits(&ended), [&plans::release(&"orders".into(), &"c42".into(), 5, Frees::Holder)]);
     assert_eq!(machine.step(renew(20_000), at(8_001)), Err(Rejected::Lost), "for good");
 }
 
@@ -190,7 +191,7 @@ fn etcd_that_does_not_answer_is_said_to() {
     let late = machine.step(held(5), at(machine::PATIENCE)).unwrap();
     assert_eq!(
         commits(&late),
-        [&plans::release(&"orders".into(), &"c42".into(), 5)],
+        [&plans::release(&"orders".into(), &"c42".into(), 5, Frees::Holder)],
         "what nobody wants is freed"
     );
 }
@@ -228,6 +229,8 @@ fn good() -> History {
         accepted: vec![1 << 10, 3 << 10],
         vain: vec![Wait { from: 250, to: 800 }],
         forged: Vec::new(),
+        losses: vec![Loss { lost: 1, next: 3, delay: 50, known: Some(50) }],
+        shadows: Vec::new(),
     }
 }
 
@@ -235,7 +238,7 @@ fn good() -> History {
 fn each_invariant_finds_the_history_that_breaks_it() {
     assert_eq!(invariant::all(&good(), 0, 100), Ok(()));
     type Spoil = fn(&mut History);
-    let spoils: [(&str, Spoil); 11] = [
+    let spoils: [(&str, Spoil); 14] = [
         ("L1", |history| drop(history.changes.remove(1))),
         ("L2", |history| history.grants[1].fence = history.grants[0].fence),
         ("L2", |history| history.grants[1].fence += 5 << 10),
@@ -247,6 +250,9 @@ fn each_invariant_finds_the_history_that_breaks_it() {
         ("L5", |history| history.vain.push(Wait { from: 901, to: 1_100 })),
         ("L6", |history| history.grants[1].caller.1 = 0),
         ("L7", |history| history.forged.push("a renewal".into())),
+        ("lock-delay", |history| history.losses[0].known = Some(49)),
+        ("lock-delay", |history| history.losses[0].known = None),
+        ("lock-delay", |history| history.shadows.push(3)),
     ];
     for (broken, spoil) in spoils {
         let mut history = good();

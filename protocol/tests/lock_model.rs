@@ -7,15 +7,18 @@
 
 #[path = "lock_model/run.rs"]
 mod run;
+#[path = "lock_model/state.rs"]
+mod state;
 #[path = "lock_model/world.rs"]
 mod world;
 
 use concordat_protocol::{
-    Key, Plan, SessionId,
-    lock::{Fence, invariant},
+    Entry, Key, Plan, Range, SessionId, Write,
+    lock::{Fence, Mode, Seen, invariant},
 };
+use state::State;
 use stateright::{Checker, HasDiscoveries, Model, Property};
-use world::{Action, Budget, State, World, holder};
+use world::{Action, Budget, World, holder, shadow};
 
 /// Defects that others' locks have or had, as changes of what the real machine says or is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,14 @@ pub(crate) enum Bug {
     ReleasesByName,
     /// The fence is not of etcd's revision: a counter that begins anew with each sidecar's session.
     FenceOfSession,
+    /// A release leaves its shadow.
+    LeavesShadow,
+    /// Acquiring does not ask whether there is a shadow.
+    IgnoresShadow,
+    /// A grant that is over against its holder's will takes its shadow along.
+    TakesShadow,
+    /// The lock-delay counts from when the lost one was granted (a shadow is looked at, and not whether it is alone).
+    DelaysFromGrant,
 }
 
 impl Bug {
@@ -45,9 +56,31 @@ impl Bug {
             }
             Self::OverwritesHolder if acquires => plan.compares.retain(|compare| compare.key != holder()),
             Self::ReleasesByName if !acquires => plan.compares.clear(),
+            Self::LeavesShadow if !acquires => {
+                plan.writes.retain(|write| *write != Write::Delete(Range::One(shadow())));
+            }
+            Self::IgnoresShadow if acquires => plan.compares.retain(|compare| compare.key != shadow()),
+            Self::TakesShadow if !acquires => plan.writes.push(Write::Delete(Range::One(shadow()))),
             _ => {}
         }
         plan
+    }
+
+    /// Whether a sidecar with this bug looks at an entry.
+    fn shows(self, entry: &Entry) -> bool {
+        self != Self::DelaysFromGrant || entry.key != holder()
+    }
+
+    /// What a sidecar with this bug takes in of what the watch shows.
+    fn distort(self, seen: Seen) -> Option<Seen> {
+        match seen {
+            Seen::All { revision, mut entries } => {
+                entries.retain(|entry| self.shows(entry));
+                Some(Seen::All { revision, entries })
+            }
+            Seen::Put(entry) => self.shows(&entry).then_some(Seen::Put(entry)),
+            deleted @ Seen::Deleted { .. } => Some(deleted),
+        }
     }
 
     /// The fence as a sidecar with this bug would tell it.
@@ -78,8 +111,8 @@ impl Model for World {
 
     fn properties(&self) -> Vec<Property<Self>> {
         if self.bug.is_none() {
-            return vec![
-                Property::always("L1 to L7", |_, state: &State| {
+            let mut properties = vec![
+                Property::always("L1 to L7, lock-delay", |_, state: &State| {
                     invariant::all(&state.history(), 0, 0).is_ok()
                 }),
                 Property::always("no orphan", |_, state: &State| !state.orphaned()),
@@ -87,6 +120,11 @@ impl Model for World {
                     state.grants.len() == usize::from(world.budget.acquires)
                 }),
             ];
+            if self.mode == Mode::Lease {
+                let after_a_loss = |_: &World, state: &State| !state.losses.is_empty();
+                properties.push(Property::sometimes("a grant after a loss", after_a_loss));
+            }
+            return properties;
         }
         vec![
             Property::always("L1", |_, state: &State| invariant::l1_exclusion(&state.history()).is_ok()),
@@ -95,6 +133,9 @@ impl Model for World {
             Property::always("L5", |_, state: &State| invariant::l5_liveness(&state.history(), 0).is_ok()),
             Property::always("L6", |_, state: &State| invariant::l6_order(&state.history()).is_ok()),
             Property::always("L7", |_, state: &State| invariant::l7_wrong_token(&state.history()).is_ok()),
+            Property::always("lock-delay", |_, state: &State| {
+                invariant::lock_delay(&state.history()).is_ok()
+            }),
         ]
     }
 }
@@ -115,7 +156,11 @@ fn holds(world: World) {
 }
 
 fn finds(bug: Bug, property: &'static str, callers: Vec<(usize, bool)>, budget: Budget) {
-    let world = World { callers, budget, bug: Some(bug) };
+    finds_in(Mode::CompareAndSwap, bug, property, callers, budget);
+}
+
+fn finds_in(mode: Mode, bug: Bug, property: &'static str, callers: Vec<(usize, bool)>, budget: Budget) {
+    let world = World { mode, callers, budget, bug: Some(bug) };
     let found = world.checker().finish_when(HasDiscoveries::AnyOf([property].into())).spawn_bfs().join();
     found.assert_any_discovery(property);
 }
@@ -124,28 +169,28 @@ fn finds(bug: Bug, property: &'static str, callers: Vec<(usize, bool)>, budget: 
 fn three_callers_on_two_sidecars() {
     let callers = vec![(0, true), (0, false), (1, true)];
     let budget = Budget { acquires: 2 + scale(), hang_ups: 1, expiries: 1, ..Budget::default() };
-    holds(World { callers, budget, bug: None });
+    holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
 }
 
 #[test]
 fn three_callers_on_three_sidecars_and_plans_that_land_late() {
     let callers = vec![(0, true), (1, true), (2, true)];
     let budget = Budget { acquires: 3, lost_replies: 1, pauses: scale() - 1, ..Budget::default() };
-    holds(World { callers, budget, bug: None });
+    holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
 }
 
 #[test]
 fn pauses_past_the_lease() {
     let callers = vec![(0, true), (1, true)];
     let budget = Budget { acquires: 1 + scale(), pauses: 1, ..Budget::default() };
-    holds(World { callers, budget, bug: None });
+    holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
 }
 
 #[test]
 fn restarts_and_plans_that_land_late() {
     let callers = vec![(0, true), (1, true)];
     let budget = Budget { acquires: 1 + scale(), restarts: 1, lost_replies: 1, ..Budget::default() };
-    holds(World { callers, budget, bug: None });
+    holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
 }
 
 #[test]
@@ -158,7 +203,7 @@ fn a_definition_made_anew() {
         pauses: scale() - 1,
         ..Budget::default()
     };
-    holds(World { callers, budget, bug: None });
+    holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
 }
 
 #[test]
@@ -195,4 +240,51 @@ fn a_release_by_name_is_found() {
 fn a_fence_that_is_not_monotone_is_found() {
     let budget = Budget { acquires: 2, ..Budget::default() };
     finds(Bug::FenceOfSession, "L2", vec![(0, true), (1, true)], budget);
+}
+
+#[test]
+fn a_lease_of_three_callers_on_two_sidecars() {
+    let callers = vec![(0, true), (0, false), (1, true)];
+    let budget = Budget { acquires: 2 + scale(), hang_ups: 1, expiries: 1, ..Budget::default() };
+    holds(World { mode: Mode::Lease, callers, budget, bug: None });
+}
+
+#[test]
+fn a_lease_through_pauses_past_it() {
+    let callers = vec![(0, true), (1, true)];
+    let budget = Budget { acquires: 1 + scale(), pauses: 1, hang_ups: scale() - 1, ..Budget::default() };
+    holds(World { mode: Mode::Lease, callers, budget, bug: None });
+}
+
+#[test]
+fn a_lease_through_restarts_and_plans_that_land_late() {
+    let callers = vec![(0, true), (1, false)];
+    let budget = Budget { acquires: 1 + scale(), restarts: 1, lost_replies: 1, ..Budget::default() };
+    holds(World { mode: Mode::Lease, callers, budget, bug: None });
+}
+
+#[test]
+fn a_shadow_that_a_release_leaves_is_found() {
+    let callers = vec![(0, true), (1, true)];
+    let budget = Budget { acquires: 2, ..Budget::default() };
+    finds_in(Mode::Lease, Bug::LeavesShadow, "lock-delay", callers.clone(), budget);
+    finds_in(Mode::Lease, Bug::LeavesShadow, "L5", callers, budget);
+}
+
+#[test]
+fn a_grant_that_ignores_the_shadow_is_found() {
+    let budget = Budget { acquires: 2, restarts: 1, ..Budget::default() };
+    finds_in(Mode::Lease, Bug::IgnoresShadow, "lock-delay", vec![(0, true), (1, true)], budget);
+}
+
+#[test]
+fn a_loss_that_takes_its_shadow_along_is_found() {
+    let budget = Budget { acquires: 2, expiries: 1, ..Budget::default() };
+    finds_in(Mode::Lease, Bug::TakesShadow, "lock-delay", vec![(0, true), (1, true)], budget);
+}
+
+#[test]
+fn a_lock_delay_that_counts_from_the_grant_is_found() {
+    let budget = Budget { acquires: 2, restarts: 1, ..Budget::default() };
+    finds_in(Mode::Lease, Bug::DelaysFromGrant, "lock-delay", vec![(0, true), (1, true)], budget);
 }

@@ -1,4 +1,4 @@
-//! What must be true of any run of a lock, L1 to L7, as functions over what was recorded of one key: by the model
+//! What must be true of any run of a lock, L1 to L7 and the lock-delay, as functions over what was recorded of one key: by the model
 //! checker in each state, by the fault tests over a whole run. Here of a lock that one holds at a time; [`line`] has
 //! those of a fair one.
 
@@ -22,6 +22,23 @@ pub struct History {
     pub vain: Vec<Wait>,
     /// Releases and renewals that were said to have succeeded with a token that was not the holder's.
     pub forged: Vec<String>,
+    /// Grants after a holder that was lost, in mode Lease.
+    pub losses: Vec<Loss>,
+    /// Mod revisions of the shadows that stand although their holder was told that it has let go.
+    pub shadows: Vec<i64>,
+}
+
+/// A grant that followed one whose holder was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Loss {
+    /// Revision of the lost grant.
+    pub lost: i64,
+    /// Revision of the grant that followed.
+    pub next: i64,
+    /// The lock-delay that the lost one asked for.
+    pub delay: Millis,
+    /// How long the sidecar of the next one had known of the loss when it tried; `None`: it did not.
+    pub known: Option<Millis>,
 }
 
 /// One change of the holder's key.
@@ -157,7 +174,20 @@ pub fn l7_wrong_token(history: &History) -> Result<(), Broken> {
     }
 }
 
-/// All seven.
+/// Lock-delay: nobody is granted before the lock-delay of a lost holder has run since the granting sidecar saw the loss,
+/// and who lets go leaves nothing that another would wait for.
+pub fn lock_delay(history: &History) -> Result<(), Broken> {
+    let early = |loss: &&Loss| loss.known.is_none_or(|known| known < loss.delay);
+    if let Some(Loss { lost, next, delay, known }) = history.losses.iter().find(early) {
+        return Err(format!("lock-delay: {next} was granted {known:?} of {delay} ms after {lost} was lost"));
+    }
+    match history.shadows.first() {
+        Some(shadow) => Err(format!("lock-delay: {shadow} was released and left its shadow")),
+        None => Ok(()),
+    }
+}
+
+/// All of them.
 pub fn all(history: &History, offset: i64, bound: Millis) -> Result<(), Broken> {
     l1_exclusion(history)?;
     l2_fencing(history, offset)?;
@@ -165,5 +195,6 @@ pub fn all(history: &History, offset: i64, bound: Millis) -> Result<(), Broken> 
     l4_local_truth(history)?;
     l5_liveness(history, bound)?;
     l6_order(history)?;
-    l7_wrong_token(history)
+    l7_wrong_token(history)?;
+    lock_delay(history)
 }

@@ -168,12 +168,13 @@ pub enum Reply {
     Released,
 }
 
-/// Who has the lock instead.
+/// Who has the lock instead, or had it and was lost.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rival {
     /// The holder.
     pub holder: Holder,
-    /// When its grant ends if it is not renewed, milliseconds from now: known of a caller of the same sidecar only.
+    /// When its grant ends if it is not renewed, milliseconds from now: known of a caller of the same sidecar only. Of a
+    /// lost one, when its lock-delay is over.
     pub expires_in: Option<Millis>,
 }
 

@@ -1,6 +1,6 @@
 //! What a sidecar writes for a lock.
 
-use super::{Holder, Shadow, Waiter};
+use super::{Holder, Shadow, Share, Waiter};
 use crate::{Answer, Entry, Key, Kind, Lease, Millis, Name, Plan, Range, Record, SessionId};
 
 /// Who was found to hold a key.
@@ -32,27 +32,103 @@ pub fn definition(lock: &Name) -> Key {
     Key::Definition { kind: Kind::Lock, name: lock.clone() }
 }
 
+/// What a holder of mode [`Mode::Lease`](super::Mode::Lease) leaves when it is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Left {
+    /// Mod revision of the record: that of the grant.
+    pub revision: i64,
+    /// The record.
+    pub shadow: Shadow,
+}
+
+impl Left {
+    /// Reads it from an entry of [`shadow`].
+    pub fn read(entry: &Entry) -> Option<Self> {
+        match &entry.record {
+            Record::Shadow(shadow) => Some(Self { revision: entry.mod_revision, shadow: shadow.clone() }),
+            _ => None,
+        }
+    }
+}
+
+/// The key of the one shadow that a key of a lock of mode [`Mode::Lease`](super::Mode::Lease) has.
+pub fn shadow(lock: &Name, key: &Name) -> Key {
+    shadow_key(lock, key, &SessionId::from(""), 0)
+}
+
+/// What mode [`Mode::Lease`](super::Mode::Lease) adds to [`acquire`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Delayed {
+    /// Mod revision of the shadow whose lock-delay is over; 0: there is none.
+    pub over: i64,
+    /// The lock-delay after this grant, should its holder be lost, milliseconds; 0: it gets no shadow.
+    pub delay: Millis,
+}
+
 /// Takes the key if nobody holds it, the lock's definition is still the one created at `created`, and the holder's
 /// session lives. It stays as long as the session's lease of this ttl does. Refused, it reads who holds it.
-pub fn acquire(lock: &Name, key: &Name, created: i64, ttl: Millis, record: Holder) -> Plan {
+pub fn acquire(
+    lock: &Name,
+    key: &Name,
+    created: i64,
+    ttl: Millis,
+    record: Holder,
+    delayed: Option<Delayed>,
+) -> Plan {
     let session = record.session.clone();
-    Plan::new()
+    let delayed = delayed.map(|delayed| (delayed, record.clone()));
+    let plan = Plan::new()
         .absent(holder(lock, key))
         .same_life(definition(lock), created)
         .present(Key::Session(session.clone()))
         .put(holder(lock, key), record, Lease::Ttl(session, ttl))
         .otherwise(holder(lock, key))
-        .otherwise(definition(lock))
+        .otherwise(definition(lock));
+    let Some((Delayed { over, delay }, record)) = delayed else { return plan };
+    let at = shadow(lock, key);
+    let plan = plan.unchanged(at.clone(), over).otherwise(at.clone());
+    match (delay, over) {
+        (0, 0) => plan,
+        (0, _) => plan.delete(at),
+        // After the holder: one that is seen without a holder is of one that was lost.
+        (delay, _) => {
+            let shadow = Shadow { holder: record, share: Share::EXCLUSIVE, delay };
+            plan.put(at, shadow, Lease::Forever)
+        }
+    }
+}
+
+/// What of a grant is freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Frees {
+    /// The holder's key: there is no shadow, or it is to stay, since the holder was lost.
+    Holder,
+    /// Both, as mode [`Mode::Lease`](super::Mode::Lease) does after a clean release.
+    Both,
+    /// The shadow alone, the holder's key having gone with its lease before it could be freed.
+    Shadow,
 }
 
 /// Frees the grant made at `revision`, and no other. Refused, it reads who holds the key instead.
-pub fn release(lock: &Name, key: &Name, revision: i64) -> Plan {
-    Plan::new().unchanged(holder(lock, key), revision).delete(holder(lock, key)).otherwise(holder(lock, key))
+pub fn release(lock: &Name, key: &Name, revision: i64, frees: Frees) -> Plan {
+    let (of, at) = (holder(lock, key), shadow(lock, key));
+    let plan = Plan::new().otherwise(of.clone());
+    match frees {
+        Frees::Holder => plan.unchanged(of.clone(), revision).delete(of),
+        // The shadow goes first: one that is seen without a holder is of one that was lost.
+        Frees::Both => plan.unchanged(of.clone(), revision).delete(at.clone()).delete(of).otherwise(at),
+        Frees::Shadow => plan.unchanged(at.clone(), revision).delete(at.clone()).otherwise(at),
+    }
 }
 
 /// What a refused plan found: who holds the key.
 pub fn found_holder(answer: &Answer) -> Option<Found> {
     answer.reads.first()?.first().and_then(Found::read)
+}
+
+/// What a refused plan found of a shadow.
+pub fn found_shadow(answer: &Answer) -> Option<Left> {
+    answer.reads.iter().flatten().find_map(Left::read)
 }
 
 /// What a refused [`acquire`] found: create revision of the lock's definition, `None` when it is deleted.

@@ -3,14 +3,21 @@
 //! Callers of the sidecar stand in one line, and the first of them tries for all: there is one plan under way at a
 //! time, so that a lock let go wakes one attempt a sidecar. What is granted is believed until the lease it stands
 //! under may have run out; what was said to be lost is never held again.
+//!
+//! In mode [`Mode::Lease`] a holder may have a shadow, which is not leased: a release deletes both, so where the shadow
+//! stands alone its holder was lost, and nobody tries before the lock-delay is over. Only then a grant takes the
+//! shadow's place, by compare.
 
 mod landing;
+mod sight;
 
 use std::collections::VecDeque;
 
+use self::sight::Sight;
 use super::{
     Caller, Effect, Found, Holder, Input, Mode, Rejected, Reply, Request, Rival, Seen, Token,
     machine::{PATIENCE, REMEMBERED, STALL},
+    plans::{self, Frees, Left},
 };
 use crate::{Key, Millis, Name, Now, SessionId};
 
@@ -24,8 +31,7 @@ pub struct Swap {
     offset: i64,
     phase: Phase,
     line: VecDeque<Waiter>,
-    /// The holder's key as of the latest revision that was seen.
-    seen: (i64, Option<Found>),
+    seen: Sight,
     /// Nothing is tried before, monotonic; 0 unless the last plan failed.
     retry_at: Millis,
     /// Session under which a plan of unknown outcome may have taken the lock, or may yet.
@@ -38,11 +44,18 @@ enum Phase {
     /// Nothing of ours.
     Idle,
     /// A plan to acquire is under way; for nobody, if the caller was answered meanwhile.
-    Trying { holder: Holder, ttl: Millis, since: Millis, waiter: Option<Waiter> },
+    Trying {
+        holder: Holder,
+        ttl: Millis,
+        since: Millis,
+        /// The shadow that it compares; see [`Sight::shadow`].
+        over: i64,
+        waiter: Option<Waiter>,
+    },
     /// One of our callers has it.
     Held(Grant),
     /// A plan to release is under way, or waits to be tried again.
-    Freeing { revision: i64, token: Option<Token>, callers: Vec<Caller>, under_way: bool },
+    Freeing { revision: i64, frees: Frees, token: Option<Token>, callers: Vec<Caller>, under_way: bool },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -95,7 +108,7 @@ impl Swap {
             offset,
             phase: Phase::Idle,
             line: VecDeque::new(),
-            seen: (0, None),
+            seen: Sight::default(),
             retry_at: 0,
             doubt: None,
             ended: VecDeque::new(),
@@ -113,7 +126,7 @@ impl Swap {
             }
             Input::Release { caller, token } => self.release(caller, token, &mut effects)?,
             Input::Landed { outcome, believed } => self.landed(outcome, believed, now, &mut effects)?,
-            Input::Seen(seen) => self.shown(seen, &mut effects),
+            Input::Seen(seen) => self.shown(seen, now, &mut effects),
             Input::Defined(created) => self.defined(created, i64::MAX, &mut effects),
             Input::Lost(session) => self.lost(&session, &mut effects),
             Input::Tick { believed } => self.tick(believed, now, &mut effects),
@@ -138,7 +151,7 @@ impl Swap {
 
     pub(super) fn wake_at(&self) -> Option<Millis> {
         let phase = match &self.phase {
-            Phase::Idle => self.wants().then_some(self.retry_at),
+            Phase::Idle => self.tries_at(),
             Phase::Trying { waiter, .. } => waiter.as_ref().map(|waiter| waiter.deadline),
             Phase::Held(grant) => Some(grant.end()),
             Phase::Freeing { under_way, .. } => (!under_way).then_some(self.retry_at),
@@ -183,7 +196,7 @@ impl Swap {
             return Err(Rejected::Full);
         }
         if !self.watches() {
-            self.seen.1 = None;
+            self.seen.forget();
         }
         let wait = if request.wait == 0 { PATIENCE } else { request.wait };
         let deadline = now.monotonic.saturating_add(wait);
@@ -191,15 +204,14 @@ impl Swap {
         Ok(())
     }
 
-    /// Who is known to hold the lock at this moment.
+    /// Who is known to be in the way at this moment.
     fn rival(&self, now: Now) -> Option<Box<Rival>> {
-        match (&self.phase, &self.seen.1) {
-            (Phase::Held(grant), _) if now.monotonic < grant.end() => Some(Box::new(grant.rival(now))),
-            (Phase::Idle, Some(found)) if self.watches() => {
-                Some(Box::new(Rival { holder: found.holder.clone(), expires_in: None }))
-            }
+        let rival = match &self.phase {
+            Phase::Held(grant) if now.monotonic < grant.end() => Some(grant.rival(now)),
+            Phase::Idle if self.watches() => self.seen.rival(now),
             _ => None,
-        }
+        };
+        rival.map(Box::new)
     }
 
     fn cancel(&mut self, caller: Caller, effects: &mut Vec<Effect>) {
@@ -249,10 +261,10 @@ impl Swap {
         let Phase::Held(grant) = &self.phase else { return };
         let (revision, token) = (grant.revision, grant.token);
         match end {
-            End::Released => self.free(revision, Some(token), callers),
+            End::Released => self.free(revision, self.both(), Some(token), callers),
             End::Lost => {
                 self.lose(token, effects);
-                self.free(revision, None, callers);
+                self.free(revision, Frees::Holder, None, callers);
             }
         }
     }
@@ -263,9 +275,14 @@ impl Swap {
         effects.push(Effect::Lost(token));
     }
 
-    fn free(&mut self, revision: i64, token: Option<Token>, callers: Vec<Caller>) {
+    fn free(&mut self, revision: i64, frees: Frees, token: Option<Token>, callers: Vec<Caller>) {
         self.retry_at = 0;
-        self.phase = Phase::Freeing { revision, token, callers, under_way: false };
+        self.phase = Phase::Freeing { revision, frees, token, callers, under_way: false };
+    }
+
+    /// What is freed of a grant that nobody lost.
+    fn both(&self) -> Frees {
+        if self.mode == Mode::Lease { Frees::Both } else { Frees::Holder }
     }
 
     fn remember(&mut self, token: Token, end: End) {
@@ -276,30 +293,42 @@ impl Swap {
     }
 
     /// Takes in what the watch shows.
-    fn shown(&mut self, seen: Seen, effects: &mut Vec<Effect>) {
+    fn shown(&mut self, seen: Seen, now: Now, effects: &mut Vec<Effect>) {
+        let shadow = (self.mode == Mode::Lease).then(|| plans::shadow(&self.lock, &self.key));
+        let is_shadow = |key: &Key| shadow.as_ref() == Some(key);
         let (revision, found) = match seen {
-            Seen::All { revision, entries } => (revision, entries.iter().find_map(Found::read)),
+            Seen::All { revision, entries } => {
+                let found = entries.iter().find_map(Found::read);
+                let left = entries.iter().find(|entry| is_shadow(&entry.key)).and_then(Left::read);
+                self.seen.all(revision, found.clone(), left, now);
+                (revision, found)
+            }
             Seen::Put(entry) => match Found::read(&entry) {
-                Some(found) => (found.revision, Some(found)),
+                Some(found) => {
+                    self.seen.holder_is(found.revision, Some(found.clone()), now);
+                    (found.revision, Some(found))
+                }
+                None if is_shadow(&entry.key) => {
+                    return self.seen.shadow_is(entry.mod_revision, Left::read(&entry), now);
+                }
                 None => return,
             },
-            Seen::Deleted { key: Key::Holder { .. }, revision } => (revision, None),
+            Seen::Deleted { key: Key::Holder { .. }, revision } => {
+                self.seen.holder_is(revision, None, now);
+                (revision, None)
+            }
+            Seen::Deleted { key, revision } if is_shadow(&key) => {
+                return self.seen.shadow_is(revision, None, now);
+            }
             Seen::Deleted { .. } => return,
         };
         // Somebody took it from its holder: an operator, by force.
         if let Phase::Held(Grant { revision: granted, token, .. }) = self.phase
             && revision > granted
-            && found.as_ref().is_none_or(|found| found.revision != granted)
+            && found.is_none_or(|found| found.revision != granted)
         {
             self.phase = Phase::Idle;
             self.lose(token, effects);
-        }
-        self.see(revision, found);
-    }
-
-    fn see(&mut self, revision: i64, found: Option<Found>) {
-        if revision >= self.seen.0 {
-            self.seen = (revision, found);
         }
     }
 

@@ -5,26 +5,22 @@
 //! by then.
 
 use concordat_protocol::{
-    Answer, Definition, Key, Lease, Millis, Name, Now, Plan, Range, Record, SessionId, Settings,
-    etcd::{Etcd, Op, Txn},
-    lock::{
-        Caller, Effect, Failure, Input, Machine, Mode, Reply, Request, Seen, Share, Sharing, Token,
-        invariant::{Change, Grant, History, Wait},
-        machine::PATIENCE,
-        plans,
-    },
-    record::Marker,
-    session::Session,
+    Answer, Key, Millis, Name, Now, Plan, Range, Record,
+    etcd::Etcd,
+    lock::{Caller, Effect, Failure, Input, Mode, Reply, Request, Seen, Share, Token, fence::PLACES, plans},
 };
 
 use crate::{
     Bug,
     run::{entry, leases, run, seen},
+    state::{Client, Sidecar, State, Told, UnderWay},
 };
 
 pub(crate) const TTL: Millis = 15_000;
 const BELIEF: Millis = 10_000;
-const NEVER: Millis = 1_000_000;
+/// Longer than anything else is waited for.
+pub(crate) const DELAY: Millis = 60_000;
+pub(crate) const NEVER: Millis = 1_000_000;
 
 /// How often each thing may happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -38,64 +34,13 @@ pub(crate) struct Budget {
     pub expiries: u8,
 }
 
-/// Which sidecar each caller talks to, whether it waits, and what may happen.
+/// The lock's mode, which sidecar each caller talks to, whether it waits, and what may happen.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
+    pub mode: Mode,
     pub callers: Vec<(usize, bool)>,
     pub budget: Budget,
     pub bug: Option<Bug>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct State {
-    pub etcd: Etcd<Key, Range, Record>,
-    pub sidecars: Vec<Sidecar>,
-    pub clients: Vec<Client>,
-    /// Plans whose sidecar gave up on them: each may land yet.
-    pub late: Vec<Plan>,
-    pub grants: Vec<Told>,
-    pub forged: bool,
-    pub left: Budget,
-    /// Sessions whose lease, and whose lease of the lock's ttl, have not ended.
-    sessions: Vec<(SessionId, bool, bool)>,
-    arrivals: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Sidecar {
-    pub machine: Machine,
-    pub session: SessionId,
-    pub believes: bool,
-    now: Millis,
-    definition: Option<i64>,
-    under_way: Option<UnderWay>,
-    watched: Option<i64>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct UnderWay {
-    plan: Plan,
-    answer: Option<(Answer, bool)>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Client {
-    Idle { old: Option<Token> },
-    Waiting { caller: Caller },
-    Holding { token: Token, grant: usize },
-    Releasing { token: Token },
-}
-
-/// A grant as it was told.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Told {
-    sidecar: usize,
-    session: SessionId,
-    caller: u64,
-    fence: u64,
-    believed: bool,
-    session_alive: bool,
-    in_force: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -133,7 +78,16 @@ pub(crate) fn holder() -> Key {
     plans::holder(&lock(), &key())
 }
 
-fn definition() -> Key {
+pub(crate) fn shadow() -> Key {
+    plans::shadow(&lock(), &key())
+}
+
+/// All there is of the key.
+pub(crate) fn all() -> Range {
+    Range::LockKey(lock(), key())
+}
+
+pub(crate) fn definition() -> Key {
     plans::definition(&lock())
 }
 
@@ -146,23 +100,18 @@ impl World {
             late: Vec::new(),
             grants: Vec::new(),
             forged: false,
+            losses: Vec::new(),
+            expired: std::collections::BTreeSet::new(),
             left: self.budget,
             sessions: Vec::new(),
             arrivals: 0,
         };
-        state.define();
+        state.define(self.mode);
         let count = self.callers.iter().map(|(sidecar, _)| sidecar + 1).max().unwrap_or(0);
         for _ in 0..count {
             let session = state.open_session();
-            state.sidecars.push(Sidecar {
-                machine: Machine::new(lock(), key(), 0, Mode::CompareAndSwap),
-                session,
-                believes: true,
-                now: 0,
-                definition: state.etcd.get(&definition()).map(|item| item.create_revision),
-                under_way: None,
-                watched: None,
-            });
+            let defined = state.etcd.get(&definition()).map(|item| item.create_revision);
+            state.sidecars.push(Sidecar::new(self.mode, session, defined));
         }
         state
     }
@@ -192,12 +141,10 @@ impl World {
                     actions.push(Action::LoseReply(at));
                 }
             }
-            let unseen =
-                sidecar.watched.is_none_or(|seen| state.etcd.since(seen, &holder().into()).next().is_some());
-            if sidecar.machine.watches() && unseen {
+            if sidecar.unseen(&state.etcd) {
                 actions.push(Action::Watch(at));
             }
-            if sidecar.machine.wake_at().is_some_and(|wake| wake <= sidecar.now + PATIENCE) {
+            if sidecar.is_due(DELAY) {
                 actions.push(Action::Tick(at));
             }
             if sidecar.machine.grant().is_some() && sidecar.believes && state.left.expiries > 0 {
@@ -248,11 +195,11 @@ impl World {
                     pod: String::new(),
                     owner: String::new(),
                     definition: of.definition.unwrap_or_default(),
-                    mode: Mode::CompareAndSwap,
+                    mode: self.mode,
                     wait: if waits { NEVER } else { 0 },
                     max_waiters: 8,
                     share: Share::EXCLUSIVE,
-                    lock_delay: 0,
+                    lock_delay: DELAY,
                     ttl: TTL,
                     max_hold: 0,
                     renew: false,
@@ -281,9 +228,11 @@ impl World {
             Action::Release(at) => {
                 if let Client::Holding { token, grant } = state.clients[at] {
                     state.grants[grant].believed = false;
+                    state.grants[grant].let_go = true;
                     state.clients[at] = Client::Releasing { token };
                     let caller = Caller(state.grants[grant].caller);
                     if !self.step(&mut state, self.callers[at].0, Input::Release { caller, token }) {
+                        state.grants[grant].let_go = false;
                         state.clients[at] = Client::Idle { old: Some(token) };
                     }
                 }
@@ -298,15 +247,15 @@ impl World {
                 }
             }
             Action::Land(at) => {
-                let sidecar = &mut state.sidecars[at];
-                if let Some(UnderWay { plan, answer }) = &mut sidecar.under_way {
-                    let in_force = in_force(&state.etcd, plan);
-                    *answer = Some((run(&mut state.etcd, plan), in_force));
+                if let Some(mut under_way) = state.sidecars[at].under_way.take() {
+                    let in_force = in_force(&state.etcd, &under_way.plan);
+                    under_way.answer = Some((self.commit(&mut state, &under_way), in_force));
+                    state.sidecars[at].under_way = Some(under_way);
                 }
             }
             Action::LandLate(at) => {
-                let plan = state.late.remove(at);
-                run(&mut state.etcd, &plan);
+                let late = state.late.remove(at);
+                self.commit(&mut state, &late);
             }
             Action::Answer(at) => {
                 if let Some(UnderWay { answer: Some((answer, in_force)), .. }) =
@@ -317,27 +266,14 @@ impl World {
             }
             Action::LoseReply(at) => {
                 state.left.lost_replies -= 1;
-                if let Some(UnderWay { plan, answer }) = state.sidecars[at].under_way.take() {
-                    if answer.is_none() {
-                        state.late.push(plan);
+                if let Some(under_way) = state.sidecars[at].under_way.take() {
+                    if under_way.answer.is_none() {
+                        state.late.push(under_way);
                     }
                     self.land(&mut state, at, Err(Failure::Unknown), false);
                 }
             }
-            Action::Watch(at) => {
-                let watched = state.sidecars[at].watched;
-                let range = holder().into();
-                let (revision, seen) = match watched.and_then(|seen| state.etcd.since(seen, &range).next()) {
-                    Some(event) => (event.revision, seen(event)),
-                    None => {
-                        let entries = state.etcd.range(&range).map(|(key, item)| entry(key, item)).collect();
-                        let revision = state.etcd.revision();
-                        (revision, Seen::All { revision, entries })
-                    }
-                };
-                state.sidecars[at].watched = Some(revision);
-                self.step(&mut state, at, Input::Seen(seen));
-            }
+            Action::Watch(at) => self.watch(&mut state, at),
             Action::Tick(at) => {
                 let sidecar = &mut state.sidecars[at];
                 let wake = sidecar.machine.wake_at().unwrap_or_default();
@@ -374,15 +310,12 @@ impl World {
                 {
                     state.clients[client] = Client::Idle { old: None };
                 }
-                if let Some(UnderWay { plan, answer: None }) = state.sidecars[at].under_way.take() {
-                    state.late.push(plan);
+                if let Some(under_way @ UnderWay { answer: None, .. }) = state.sidecars[at].under_way.take() {
+                    state.late.push(under_way);
                 }
+                let Sidecar { now, definition, .. } = state.sidecars[at];
                 let session = state.open_session();
-                let sidecar = &mut state.sidecars[at];
-                sidecar.machine = Machine::new(lock(), key(), 0, Mode::CompareAndSwap);
-                sidecar.session = session;
-                sidecar.believes = true;
-                sidecar.watched = None;
+                state.sidecars[at] = Sidecar { now, ..Sidecar::new(self.mode, session, definition) };
             }
             Action::EndSession(at) => {
                 state.sessions[at].1 = false;
@@ -395,13 +328,18 @@ impl World {
                 state.grants.iter_mut().filter(|told| told.session == session).for_each(|told| {
                     told.believed &= self.bug == Some(Bug::BelievesTooLong);
                 });
+                if let Some(item) = state.etcd.get(&holder())
+                    && matches!(&item.value, Record::Holder(holder) if holder.session == session)
+                {
+                    state.expired.insert(item.mod_revision);
+                }
                 state.etcd.end_lease(leases(&session).1);
             }
             Action::Redefine => {
                 state.left.redefinitions -= 1;
                 let gone = Plan::new().delete(definition());
                 run(&mut state.etcd, &gone);
-                state.define();
+                state.define(self.mode);
             }
             Action::LearnDefinition(at) => {
                 let created = state.etcd.get(&definition()).map(|item| item.create_revision);
@@ -428,7 +366,56 @@ impl World {
         if believes { sidecar.now + BELIEF } else { sidecar.now }
     }
 
+    /// The watch tells all there is, or the next event.
+    fn watch(&self, state: &mut State, at: usize) {
+        let watched = state.sidecars[at].watched;
+        let event = watched.and_then(|told| state.etcd.since(0, &all()).nth(told).cloned());
+        let (told, revision, seen) = match (watched, event) {
+            (Some(told), Some(event)) => (told + 1, event.revision, seen(&event)),
+            _ => {
+                let entries = state.etcd.range(&all()).map(|(key, item)| entry(key, item)).collect();
+                let revision = state.etcd.revision();
+                (state.etcd.since(0, &all()).count(), revision, Seen::All { revision, entries })
+            }
+        };
+        state.sidecars[at].watched = Some(told);
+        self.note_losses(state, at, revision);
+        let seen = match self.bug {
+            None => Some(seen),
+            Some(bug) => bug.distort(seen),
+        };
+        if let Some(seen) = seen {
+            self.step(state, at, Input::Seen(seen));
+        }
+    }
+
+    /// Runs a plan, and notes whether it is a grant that follows a loss.
+    fn commit(&self, state: &mut State, UnderWay { plan, known, .. }: &UnderWay) -> Answer {
+        let answer = run(&mut state.etcd, plan);
+        if answer.held && self.mode == Mode::Lease {
+            state.note_grant(known, answer.revision);
+        }
+        answer
+    }
+
+    /// A sidecar is told what there is as of a revision.
+    fn note_losses(&self, state: &mut State, at: usize, as_of: i64) {
+        if self.mode == Mode::Lease {
+            state.note_losses(at, as_of);
+        }
+    }
+
     fn land(&self, state: &mut State, at: usize, outcome: Result<Answer, Failure>, in_force: bool) {
+        let outcome = outcome.map(|mut answer| {
+            if !answer.held {
+                self.note_losses(state, at, answer.revision);
+                let hides = |entries: &mut Vec<_>| {
+                    entries.retain(|entry| self.bug.is_none_or(|bug| bug.shows(entry)))
+                };
+                answer.reads.iter_mut().for_each(hides);
+            }
+            answer
+        });
         let sidecar = &state.sidecars[at];
         let believed = self.believed(sidecar);
         if !sidecar.believes && !matches!(self.bug, Some(Bug::GrantsToTheDead | Bug::BelievesTooLong)) {
@@ -451,8 +438,11 @@ impl World {
             match effect {
                 Effect::Commit(plan) => {
                     let plan = self.bug.map_or(plan.clone(), |bug| bug.plant(plan));
-                    assert!(state.sidecars[at].under_way.is_none(), "one plan at a time");
-                    state.sidecars[at].under_way = Some(UnderWay { plan, answer: None });
+                    let sidecar = &mut state.sidecars[at];
+                    assert!(sidecar.under_way.is_none(), "one plan at a time");
+                    let known = sidecar.losses.iter().map(|(lost, since)| (*lost, sidecar.now - since));
+                    let known = known.collect();
+                    sidecar.under_way = Some(UnderWay { plan, answer: None, known });
                 }
                 Effect::Reply(caller, reply) => self.reply(state, at, caller, reply.ok()),
                 Effect::Free(_) | Effect::Lost(_) => {}
@@ -478,13 +468,21 @@ impl World {
                 state.grants.push(Told {
                     sidecar: at,
                     caller: caller.0,
+                    revision: (fence.get() / PLACES) as i64,
                     fence: self.bug.map_or(fence.get(), |bug| bug.forge(fence.get(), &session)),
                     believed: true,
                     session_alive: state.etcd.get(&Key::Session(session.clone())).is_some(),
                     in_force: false,
+                    let_go: false,
+                    released: false,
                     session,
                 });
                 Client::Holding { token, grant: state.grants.len() - 1 }
+            }
+            (Some(Reply::Released), Client::Releasing { token }) => {
+                let released = |told: &&mut Told| u128::from(told.caller) == token.0;
+                state.grants.iter_mut().filter(released).for_each(|told| told.released = true);
+                Client::Idle { old: Some(*token) }
             }
             (_, Client::Releasing { token }) => Client::Idle { old: Some(*token) },
             _ => Client::Idle { old: None },
@@ -496,104 +494,4 @@ impl World {
 fn in_force(etcd: &Etcd<Key, Range, Record>, plan: &Plan) -> bool {
     let asked = plan.compares.iter().find(|compare| compare.key == definition());
     asked.is_some_and(|asked| etcd.get(&definition()).is_some_and(|item| item.create_revision == asked.value))
-}
-
-impl State {
-    fn define(&mut self) {
-        let settings = concordat_protocol::lock::Settings {
-            mode: Mode::CompareAndSwap,
-            sharing: Sharing::Mutex,
-            permits: 1,
-            ttl: TTL,
-            lock_delay: 0,
-            max_hold: 0,
-            max_wait: NEVER,
-            max_waiters: 8,
-            dapr_store: None,
-        };
-        let record = Definition { uid: String::new(), generation: 1, settings: Settings::Lock(settings) };
-        run(&mut self.etcd, &Plan::new().put(definition(), record, Lease::Forever));
-    }
-
-    fn open_session(&mut self) -> SessionId {
-        let session = SessionId::from(self.sessions.len().to_string());
-        let (life, ttl) = leases(&session);
-        for lease in [life, ttl] {
-            self.etcd.grant(lease).expect("there is space");
-        }
-        let record = Session { pod: String::new(), app: "app".into(), accepts: true };
-        let lease = Lease::Ttl(session.clone(), TTL);
-        let marker = lease.guard().expect("a ttl has a marker");
-        for (key, value, lease) in
-            [(Key::Session(session.clone()), record.into(), life), (marker, Marker.into(), ttl)]
-        {
-            let put =
-                Txn { compares: Vec::new(), then: vec![Op::Put { key, value, lease }], or_else: Vec::new() };
-            self.etcd.txn(&put).expect("its lease lives");
-        }
-        self.sessions.push((session.clone(), true, true));
-        session
-    }
-
-    /// What a sidecar told its callers has run out.
-    fn disbelieve_sidecar(&mut self, at: usize) {
-        let session = &self.sidecars[at].session;
-        self.grants.iter_mut().filter(|told| told.session == *session).for_each(|told| told.believed = false);
-    }
-
-    /// Whether nothing can happen of itself any more.
-    fn at_rest(&self) -> bool {
-        self.late.is_empty()
-            && self.sidecars.iter().all(|sidecar| {
-                let seen = sidecar
-                    .watched
-                    .is_some_and(|seen| self.etcd.since(seen, &holder().into()).next().is_none());
-                let due = sidecar.machine.wake_at().is_some_and(|wake| wake <= sidecar.now + PATIENCE);
-                sidecar.believes
-                    && sidecar.under_way.is_none()
-                    && !due
-                    && (seen || !sidecar.machine.watches())
-            })
-    }
-
-    /// Whether a live sidecar keeps a lock that none of its callers has.
-    pub(crate) fn orphaned(&self) -> bool {
-        let Some(Record::Holder(holder)) = self.etcd.get(&holder()).map(|item| &item.value) else {
-            return false;
-        };
-        let owner = self.sidecars.iter().find(|sidecar| sidecar.session == holder.session);
-        self.at_rest() && owner.is_some_and(|owner| owner.machine.grant().is_none())
-    }
-
-    pub(crate) fn history(&self) -> History {
-        let range = holder().into();
-        let changes = self.etcd.since(0, &range).map(|event| Change {
-            revision: event.revision,
-            at: 0,
-            holder: event.item.as_ref().and_then(|item| match &item.value {
-                Record::Holder(holder) => Some(holder.session.clone()),
-                _ => None,
-            }),
-        });
-        let grants = self.grants.iter().map(|told| Grant {
-            caller: (format!("{}/{}", told.sidecar, told.session), told.caller),
-            fence: told.fence,
-            from: 0,
-            to: if told.believed { Millis::MAX } else { 0 },
-            session_alive: told.session_alive,
-            definition_in_force: told.in_force,
-        });
-        let waiting = self.clients.iter().filter(|client| matches!(client, Client::Waiting { .. }));
-        History {
-            changes: changes.collect(),
-            grants: grants.collect(),
-            accepted: Vec::new(),
-            vain: if self.at_rest() {
-                waiting.map(|_| Wait { from: 0, to: 1 }).collect()
-            } else {
-                Vec::new()
-            },
-            forged: if self.forged { vec!["an old token changed a grant".into()] } else { Vec::new() },
-        }
-    }
 }

@@ -14,7 +14,7 @@ use concordat_protocol::{
     Answer, Entry, Millis, Name, Now, Plan, Range,
     lock::{
         Caller, Effect, Failure, Fence, Found, Holder, Input, Machine, Mode, Rejected, Reply, Seen, Share,
-        Token, fair::line::Line, plans,
+        Token, fair::line::Line,
     },
 };
 use concordat_store::{CommitError, SessionState, Store};
@@ -436,7 +436,8 @@ impl Inner {
                 if self.keys.lock().get(&place).is_none_or(|machine| machine.mode() == Mode::FairQueue) {
                     continue;
                 }
-                let of = |entry: &&Entry| entry.key == plans::holder(&lock, &place.key);
+                let of_key = Range::LockKey(lock.clone(), place.key.clone());
+                let of = |entry: &&Entry| of_key.contains(&entry.key);
                 let entries = entries.iter().filter(of).cloned().collect();
                 let seen = Seen::All { revision: answer.revision, entries };
                 let _ = self.step(&place, Input::Seen(seen));

@@ -12,7 +12,9 @@ use concordat_protocol::{
     Definition, Entry, Key, Kind, Lease, Millis, Plan, Record, Settings,
     lock::{
         Mode, Sharing, Waiter,
+        fence::PLACES,
         invariant::{self, line},
+        plans,
     },
     session::Stat,
 };
@@ -37,6 +39,8 @@ pub(crate) struct World {
     /// By the lock and key that were asked for.
     grants: Mutex<Vec<(String, invariant::Grant)>>,
     accepted: Mutex<Vec<u64>>,
+    /// Fences of the grants of which callers were told that they have let them go.
+    released: Mutex<Vec<u64>>,
     arrivals: AtomicU64,
 }
 
@@ -118,6 +122,7 @@ impl World {
             start: Instant::now(),
             grants: Mutex::default(),
             accepted: Mutex::default(),
+            released: Mutex::default(),
             arrivals: AtomicU64::new(0),
         };
         world.define("orders", settings()).await?;
@@ -202,8 +207,7 @@ impl World {
     }
 
     pub(crate) async fn release(&self, sidecar: &Sidecar, key: &str, grant: &Answer) -> Result<Answer> {
-        self.stop_believing(grant.fence());
-        sidecar.ask(Method::DELETE, &format!("/v1/locks/orders/{key}"), Some(&grant.token()), None).await
+        self.let_go(sidecar, &format!("orders/{key}"), grant).await
     }
 
     /// A resource that keeps the highest fence beside its data; whether it takes this write.
@@ -258,7 +262,12 @@ impl World {
     /// Lets go of a grant of a key of any lock.
     pub(crate) async fn let_go(&self, sidecar: &Sidecar, path: &str, grant: &Answer) -> Result<Answer> {
         self.stop_believing(grant.fence());
-        sidecar.ask(Method::DELETE, &format!("/v1/locks/{path}"), Some(&grant.token()), None).await
+        let path = format!("/v1/locks/{path}");
+        let answer = sidecar.ask(Method::DELETE, &path, Some(&grant.token()), None).await?;
+        if answer.status == StatusCode::NO_CONTENT {
+            self.released.lock().push(grant.fence());
+        }
+        Ok(answer)
     }
 
     /// Records a grant that was asked for otherwise than by [`World::acquire`].
@@ -319,6 +328,9 @@ impl World {
     /// Holds L1 to L7 over all that was recorded of a key of `orders`.
     pub(crate) async fn judge(&self, key: &str) -> Result<invariant::History> {
         let of = Key::Holder { lock: "orders".into(), key: key.into() };
+        let shadow = plans::shadow(&"orders".into(), &key.into());
+        let stands = self.state().await?.remove(&shadow).map(|entry| entry.mod_revision);
+        let released = self.released.lock().iter().map(|fence| (fence / PLACES) as i64).collect::<Vec<_>>();
         let changes = self.recorder.changes().await?;
         let changes = changes.into_iter().filter(|change| change.key == of).map(|change| invariant::Change {
             revision: change.revision,
@@ -338,6 +350,8 @@ impl World {
             // The recorder tells no times: that nobody waits for nobody is asked of each scenario by itself.
             vain: Vec::new(),
             forged: Vec::new(),
+            losses: Vec::new(),
+            shadows: stands.into_iter().filter(|shadow| released.contains(shadow)).collect(),
         };
         invariant::all(&history, 0, 0).map_err(anyhow::Error::msg)?;
         Ok(history)
