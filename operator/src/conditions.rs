@@ -109,10 +109,10 @@ mod tests {
         for (standing, holds, reason, message) in [
             (Standing::Accepted, true, "Accepted", "the definition is in force"),
             (
-                Standing::NotSupported("mode Lease".into()),
+                Standing::NotSupported("mode Log".into()),
                 false,
                 "ModeNotSupported",
-                "mode Lease does not work yet",
+                "mode Log does not work yet",
             ),
             (
                 Standing::Invalid(Invalid::new("spec.ttl", "must be between 2s and 24h, not 1s")),

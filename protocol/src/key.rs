@@ -69,7 +69,7 @@ pub enum Key {
         number: u64,
     },
     /// That somebody may hold a lock, not leased: without what it is the shadow of it tells of a lost holder. Put by
-    /// the holder's sidecar, deleted by it or by whoever has waited for the lock-delay.
+    /// the holder's sidecar, deleted by it, or deleted or replaced by whoever has waited for the lock-delay.
     Shadow {
         /// The Lock.
         lock: Name,

@@ -73,8 +73,7 @@ impl Settings {
     /// Whether the mode and kind work yet; others are refused, never replaced.
     pub fn supported(&self) -> bool {
         match self.mode {
-            Mode::CompareAndSwap => self.sharing == Sharing::Mutex,
-            Mode::Lease => false,
+            Mode::CompareAndSwap | Mode::Lease => self.sharing == Sharing::Mutex,
             Mode::FairQueue => true,
         }
     }

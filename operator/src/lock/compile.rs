@@ -122,7 +122,7 @@ mod tests {
     fn only_what_works_counts_as_supported() {
         for (mode, kind, supported) in [
             ("CompareAndSwap", "Mutex", true),
-            ("Lease", "Mutex", false),
+            ("Lease", "Mutex", true),
             ("FairQueue", "Mutex", true),
             ("FairQueue", "ReadWrite", true),
             ("FairQueue", "Semaphore", true),

@@ -139,7 +139,7 @@ fn shown(held: &Held) -> LockHolder {
 mod tests {
     use concordat_crds::lock::LockSpec;
     use concordat_protocol::{
-        lock::{Shadow, Share, Waiter},
+        lock::{Shadow, Share, Waiter, plans},
         session::Stat,
     };
     use serde_json::{Value, json};
@@ -245,6 +245,18 @@ mod tests {
             .collect();
         assert_eq!(held, [("a", "2", (41 << 10) + 1), ("b", "4", (43 << 10) + 1)]);
         assert_eq!(state.waiters, 1);
+    }
+
+    #[test]
+    fn a_shadow_of_mode_lease_is_no_holder() {
+        let left = |key: &str, revision| {
+            let at = plans::shadow(&"orders".into(), &key.into());
+            let record = Shadow { holder: held_by(&1), share: Share::EXCLUSIVE, delay: 5_000 }.into();
+            Entry { key: at, record, create_revision: revision, mod_revision: revision }
+        };
+        let state = state(vec![holder("a", 95_000, 41), left("a", 41), left("b", 42)], vec![]);
+        let held: Vec<_> = state.holders.iter().map(|held| (held.key.as_str(), held.fence)).collect();
+        assert_eq!(held, [("a", 41 << 10)], "beside its holder, or alone");
     }
 
     fn held_by(number: &u64) -> Holder {

@@ -410,7 +410,7 @@ impl World {
             if !answer.held {
                 self.note_losses(state, at, answer.revision);
                 let hides = |entries: &mut Vec<_>| {
-                    entries.retain(|entry| self.bug.is_none_or(|bug| bug.shows(entry)))
+                    entries.retain(|entry| self.bug.is_none_or(|bug| bug.shows(entry)));
                 };
                 answer.reads.iter_mut().for_each(hides);
             }

@@ -7,12 +7,15 @@ use concordat_protocol::{Kind, Settings};
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use crate::world::{World, ask, refused};
+use crate::world::{Sidecar, World, ask, refused};
 
 pub(crate) async fn rows() -> Result<String> {
     let lock = Lock::new("swap", serde_json::from_value(json!({"mode": "CompareAndSwap", "ttl": "1m"}))?);
-    let definition = ("swap", Kind::Lock, Settings::Lock(lock::compile(&lock)?));
-    let world = World::start([definition], &["here", "there"], "locks/swap/warm").await?;
+    let swap = ("swap", Kind::Lock, Settings::Lock(lock::compile(&lock)?));
+    let spec = json!({"mode": "Lease", "ttl": "1m", "lockDelay": "1s"});
+    let lock = Lock::new("lease", serde_json::from_value(spec)?);
+    let lease = ("lease", Kind::Lock, Settings::Lock(lock::compile(&lock)?));
+    let world = World::start([swap, lease], &["here", "there"], "locks/swap/warm").await?;
     let [here, there] = &*world.sidecars else { unreachable!("two were started") };
     let release = |key: &str, grant: &Value| -> RequestBuilder {
         let token = grant["token"].as_str().unwrap_or_default().to_owned();
@@ -59,5 +62,28 @@ pub(crate) async fn rows() -> Result<String> {
     let token = grant["token"].as_str().unwrap_or_default();
     let last = world.client.delete(there.url("locks/swap/a")).header("lock-token", token);
     world.count("lock: release", ask(last)).await?;
+    leases(&world).await?;
     Ok(world.rows())
+}
+
+/// What mode Lease costs more, and after a loss.
+async fn leases(world: &World) -> Result<()> {
+    let [here, there] = &*world.sidecars else { unreachable!("two were started") };
+    let release = |of: &Sidecar, grant: &Value| -> RequestBuilder {
+        let token = grant["token"].as_str().unwrap_or_default().to_owned();
+        world.client.delete(of.url("locks/lease/a")).header("lock-token", token)
+    };
+    let acquire = || world.client.post(here.url("locks/lease/a"));
+    let grant = ask(acquire().json(&json!({"ttl": "2s"}))).await?;
+    ask(release(here, &grant)).await?;
+    let grant = world.count("lock with lockDelay: acquire, free", ask(acquire())).await?;
+    world.count("lock with lockDelay: release", ask(release(here, &grant))).await?;
+    let lost = async {
+        ask(acquire().json(&json!({"ttl": "2s"}))).await?;
+        ask(world.client.post(there.url("locks/lease/a?wait=1m"))).await
+    };
+    let what = "lock with lockDelay: acquire, lose, and acquire by who waits elsewhere";
+    let grant = world.count(what, lost).await?;
+    ask(release(there, &grant)).await?;
+    Ok(())
 }

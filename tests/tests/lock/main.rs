@@ -7,6 +7,7 @@ mod fair;
 mod faults;
 mod holding;
 mod http;
+mod lease;
 mod several;
 mod waiting;
 mod world;

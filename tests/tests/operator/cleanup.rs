@@ -4,7 +4,7 @@ use anyhow::ensure;
 use concordat_crds::{DistributedTransaction, Lock, Queue};
 use concordat_protocol::{
     Key, Kind, Range,
-    lock::Holder,
+    lock::{self, Holder, Shadow, Share},
     queue::{Message, Segment, SegmentId},
     session::Stat,
     transaction::{Decision, Stage, Transaction, once_id, plans},
@@ -69,19 +69,24 @@ async fn a_deleted_queue_goes_with_all_of_its_keys_and_no_other_s() {
 async fn a_deleted_lock_waits_for_its_holder() {
     let world = World::start("a_deleted_lock_waits_for_its_holder").await;
     let _operator = world.operator("operator").await;
-    world.create::<Lock>("a", json!({ "mode": "CompareAndSwap" })).await;
+    world.create::<Lock>("a", json!({ "mode": "Lease", "lockDelay": "1m" })).await;
     world.stands::<Lock>("a", "True", "Accepted").await;
     let held = Key::Holder { lock: "a".into(), key: "k".into() };
     let holder = Holder { session: "s".into(), pod: "worker-0".into(), owner: "me".into(), since: 1 };
+    let shadow = lock::plans::shadow(&"a".into(), &"k".into());
+    let left = Shadow { holder: holder.clone(), share: Share::EXCLUSIVE, delay: 60_000 };
     world.put(&held, holder, None).await;
+    world.put(&shadow, left, None).await;
     world.delete::<Lock>("a").await;
     let lock: Lock = world.stands("a", "False", "Deleting").await;
     let message = condition(&json!(lock), "Ready").unwrap().message;
     assert!(message.contains("worker-0"), "{message}");
     assert!(world.state().await.contains_key(&held), "a holder was robbed");
     assert!(!world.state().await.contains_key(&Key::Definition { kind: Kind::Lock, name: "a".into() }));
+    // What is left of one that was lost holds nothing, and goes.
     world.remove(&held).await;
     world.gone::<Lock>("a").await;
+    assert!(!world.state().await.contains_key(&shadow));
 }
 
 #[tokio::test]

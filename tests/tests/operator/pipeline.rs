@@ -5,10 +5,7 @@ use std::fs;
 use concordat_crds::{DistributedTransaction, Lock, Queue, names::FINALIZER};
 use concordat_operator::{lock, queue, transaction};
 use concordat_protocol::{
-    Definition, Key, Kind, Record, Settings,
-    lock::{Holder, Mode},
-    session::Stat,
-    transaction::once_id,
+    Definition, Key, Kind, Record, Settings, lock::Holder, queue::Mode, session::Stat, transaction::once_id,
 };
 use concordat_tests::{kube::Cluster, process::eventually};
 use futures::{StreamExt, TryStreamExt};
@@ -71,24 +68,18 @@ async fn what_is_applied_is_defined_and_ready() {
 async fn a_mode_that_does_not_work_yet_is_defined_and_not_ready() {
     let world = World::start("a_mode_that_does_not_work_yet_is_defined_and_not_ready").await;
     let _operator = world.operator("operator").await;
-    world.create::<Lock>("lease", json!({ "mode": "Lease", "lockDelay": "1s" })).await;
     world.create::<Queue>("log", json!({ "mode": "Log" })).await;
     let mut saga = once();
     saga["protocol"] = "Saga".into();
     world.create::<DistributedTransaction>("saga", saga).await;
 
-    let lock: Lock = world.stands("lease", "False", "ModeNotSupported").await;
-    let ready = condition(&json!(lock), "Ready").unwrap();
-    assert_eq!(ready.message, "mode Lease with kind Mutex does not work yet");
-    world.stands::<Queue>("log", "False", "ModeNotSupported").await;
+    let queue: Queue = world.stands("log", "False", "ModeNotSupported").await;
+    let ready = condition(&json!(queue), "Ready").unwrap();
+    assert_eq!(ready.message, "mode Log with ordering None does not work yet");
     let saga: DistributedTransaction = world.stands("saga", "False", "ModeNotSupported").await;
     // Sidecars need the definitions to answer that the mode is not supported; nothing is begun under them.
     world
-        .defined(
-            Kind::Lock,
-            "lease",
-            |of| matches!(&of.settings, Settings::Lock(of) if of.mode == Mode::Lease),
-        )
+        .defined(Kind::Queue, "log", |of| matches!(&of.settings, Settings::Queue(of) if of.mode == Mode::Log))
         .await;
     world.defined(Kind::Transaction, "saga", |_| true).await;
     let id = once_id(&saga.uid().unwrap());
