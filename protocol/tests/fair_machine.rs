@@ -457,7 +457,7 @@ fn good() -> History {
         ],
         grants: vec![grant(2, 100, 200), grant(1, 110, 290), grant(3, 310, 880)],
         accepted: vec![1 << 10, 3 << 10],
-        vain: vec![Wait { who: ("s".into(), 4), from: 250, to: 800 }],
+        waits: vec![Wait { who: ("s".into(), 4), from: 250, to: 800 }],
         forged: Vec::new(),
     }
 }
@@ -476,7 +476,7 @@ fn each_invariant_finds_the_history_that_breaks_it() {
         ("L4", |history| history.grants[0].session_alive = false),
         ("L4", |history| history.grants[0].definition_in_force = false),
         ("L5", |history| history.stood[2].gone = Some(600)),
-        ("L5", |history| history.vain[0].to = 5_000),
+        ("L5", |history| history.waits[0].to = 5_000),
         ("L6", |history| history.grants[2] = grant(3, 10, 20)),
         ("L6", |history| history.grants[0].from = 900),
         ("L7", |history| history.forged.push("a renewal".into())),
@@ -486,5 +486,17 @@ fn each_invariant_finds_the_history_that_breaks_it() {
         spoil(&mut history);
         let found = line::all(&history, 0, 100).map_or_else(|found| found, |()| "nothing".into());
         assert!(found.starts_with(broken), "{broken} is to find it, not: {found}");
+    }
+}
+
+#[test]
+fn a_place_that_is_gone_while_its_holder_relies_on_it_is_found() {
+    assert_eq!(line::l7_nothing_taken(&good(), 0), Ok(()));
+    let taken: [fn(&mut History); 2] =
+        [|history| history.grants[2].to = 901, |history| history.stood[1].gone = Some(199)];
+    for spoil in taken {
+        let mut history = good();
+        spoil(&mut history);
+        assert!(line::l7_nothing_taken(&history, 0).is_err());
     }
 }

@@ -227,7 +227,7 @@ fn good() -> History {
         changes: vec![change(1, Some("a")), change(2, None), change(3, Some("b")), change(9, None)],
         grants: vec![grant(1, 1, 100, 200), grant(2, 3, 300, 900)],
         accepted: vec![1 << 10, 3 << 10],
-        vain: vec![Wait { from: 250, to: 800 }],
+        waits: vec![Wait { from: 250, to: 800 }],
         forged: Vec::new(),
         losses: vec![Loss { lost: 1, next: 3, delay: 50, known: Some(50) }],
         shadows: Vec::new(),
@@ -247,7 +247,7 @@ fn each_invariant_finds_the_history_that_breaks_it() {
         ("L4", |history| history.grants[0].to = 301),
         ("L4", |history| history.grants[0].session_alive = false),
         ("L4", |history| history.grants[0].definition_in_force = false),
-        ("L5", |history| history.vain.push(Wait { from: 901, to: 1_100 })),
+        ("L5", |history| history.waits.push(Wait { from: 901, to: 1_100 })),
         ("L6", |history| history.grants[1].caller.1 = 0),
         ("L7", |history| history.forged.push("a renewal".into())),
         ("lock-delay", |history| history.losses[0].known = Some(49)),
@@ -259,5 +259,17 @@ fn each_invariant_finds_the_history_that_breaks_it() {
         spoil(&mut history);
         let found = invariant::all(&history, 0, 100).unwrap_err();
         assert!(found.starts_with(broken), "{broken} is to find it, not: {found}");
+    }
+}
+
+#[test]
+fn a_grant_that_is_gone_while_its_holder_relies_on_it_is_found() {
+    assert_eq!(invariant::l7_nothing_taken(&good(), 0), Ok(()));
+    let taken: [fn(&mut History); 2] =
+        [|history| history.grants[0].to = 201, |history| history.changes[3].at = 899];
+    for spoil in taken {
+        let mut history = good();
+        spoil(&mut history);
+        assert!(invariant::l7_nothing_taken(&history, 0).is_err());
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Scenarios turn both into the histories of `protocol::{lock,queue,transaction}::invariant`, which judge them.
 
+pub mod lock;
+
 use std::{
     collections::BTreeMap,
     sync::Arc,

@@ -18,8 +18,8 @@ pub struct History {
     pub grants: Vec<Grant>,
     /// Fences of the writes that a fenced resource took, in its order.
     pub accepted: Vec<u64>,
-    /// Calls that waited in vain.
-    pub vain: Vec<Wait>,
+    /// Calls that waited, in vain or not.
+    pub waits: Vec<Wait>,
     /// Releases and renewals that were said to have succeeded with a token that was not the holder's.
     pub forged: Vec<String>,
     /// Grants after a holder that was lost, in mode Lease.
@@ -69,7 +69,7 @@ pub struct Grant {
     pub definition_in_force: bool,
 }
 
-/// A call that was not granted although it waited.
+/// A call that waited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wait {
     /// When it was made.
@@ -137,9 +137,9 @@ pub fn l4_local_truth(history: &History) -> Result<(), Broken> {
     }
 }
 
-/// L5: whoever waits in vain waits for somebody: at no time while it waited was the key free for longer than `bound`.
+/// L5: whoever waits, waits for somebody: at no time while it waited was the key free for longer than `bound`.
 pub fn l5_liveness(history: &History, bound: Millis) -> Result<(), Broken> {
-    for wait in &history.vain {
+    for wait in &history.waits {
         // Until the first change within the wait, the key is as the last change before it left it.
         let before = history.changes.iter().rfind(|change| change.at <= wait.from);
         let mut free_since = before.is_none_or(|change| change.holder.is_none()).then_some(wait.from);
@@ -185,6 +185,19 @@ pub fn lock_delay(history: &History) -> Result<(), Broken> {
         Some(shadow) => Err(format!("lock-delay: {shadow} was released and left its shadow")),
         None => Ok(()),
     }
+}
+
+/// L7, of recorded runs, whose instants are of one clock: nobody's key is gone while its holder was told that it may
+/// rely on it. The watch tells of a change after it was made, so what it told before `to` was before `to`.
+pub fn l7_nothing_taken(history: &History, offset: i64) -> Result<(), Broken> {
+    for Grant { fence, to, .. } in &history.grants {
+        let revision = (fence / PLACES) as i64 - offset;
+        let later = history.changes.iter().find(|change| change.revision > revision);
+        if let Some(change) = later.filter(|change| change.at < *to) {
+            return Err(format!("L7: {fence}, relied on until {to}, was gone at {}", change.at));
+        }
+    }
+    Ok(())
 }
 
 /// All of them.

@@ -276,15 +276,15 @@ impl State {
             definition_in_force: true,
         });
         let at_rest = self.at_rest();
-        let waits = self.clients.iter().filter(|_| at_rest).filter_map(|client| match client {
+        let waiting = self.clients.iter().filter(|_| at_rest).filter_map(|client| match client {
             Client::Waiting { number, .. } => stood.iter().find(|stood| stood.who.1 == *number),
             _ => None,
         });
-        let vain = waits.map(|own| Wait { who: own.who.clone(), from: 0, to: 1 });
+        let waits = waiting.map(|own| Wait { who: own.who.clone(), from: 0, to: 1 });
         History {
             grants: grants.collect(),
             accepted: Vec::new(),
-            vain: vain.collect(),
+            waits: waits.collect(),
             forged: if self.forged { vec!["an old token changed a grant".into()] } else { Vec::new() },
             stood,
         }

@@ -248,7 +248,7 @@ impl State {
             changes: changes.collect(),
             grants: grants.collect(),
             accepted: Vec::new(),
-            vain: if self.at_rest() {
+            waits: if self.at_rest() {
                 waiting.map(|_| Wait { from: 0, to: 1 }).collect()
             } else {
                 Vec::new()

@@ -5,31 +5,22 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use concordat_protocol::{
     Key,
-    lock::{Mode, Settings, Sharing},
+    lock::{Settings, Sharing},
 };
 use concordat_store::keys;
 use concordat_tests::{
     etcd::{self, Etcd},
+    history::lock::RENEWAL,
     process::eventually,
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::world::{Answer, NAMESPACE, Options, Sidecar, World, settings};
-
-fn fair() -> Settings {
-    Settings { mode: Mode::FairQueue, ..settings() }
-}
+use crate::world::{NAMESPACE, Options, Sidecar, World, fair};
 
 fn pool(permits: u32) -> Settings {
     Settings { sharing: Sharing::Semaphore, permits, ..fair() }
-}
-
-/// A call that waits: begun now, read later.
-fn wait(sidecar: &Sidecar, path: &str, body: Value) -> JoinHandle<Result<Answer>> {
-    let request = sidecar.request(Method::POST, &format!("/v1/locks/{path}?wait=110s")).json(&body);
-    tokio::spawn(async move { Sidecar::read(request.send().await?).await })
 }
 
 /// A sidecar that will come to harm.
@@ -66,7 +57,7 @@ async fn callers_of_two_sidecars_are_served_in_the_order_in_which_they_came() ->
     for place in 0..12 {
         // Both alone and side by side with others of the same sidecar.
         let sidecar = if place % 4 < 2 { &b } else { &a };
-        waiting.push((sidecar, wait(sidecar, "fair/k", json!({"ttl": "2m"}))));
+        waiting.push((sidecar, sidecar.wait("fair/k", json!({"ttl": "2m"}))));
         a.waiters_of("fair/k", place + 1).await?;
     }
     // Pitfall 8: compacting under the watch must lose nobody.
@@ -76,7 +67,6 @@ async fn callers_of_two_sidecars_are_served_in_the_order_in_which_they_came() ->
         assert_eq!(world.let_go(of, "fair/k", &holder).await?.status, StatusCode::NO_CONTENT);
         holder = next.await??;
         assert_eq!(holder.status, StatusCode::OK, "{holder:?}");
-        world.record("fair/k", "", &holder);
         assert!(world.write(holder.fence()));
         of = sidecar;
     }
@@ -223,9 +213,9 @@ async fn permits_come_back_from_a_sidecar_that_is_killed() -> Result<()> {
     assert_eq!(one.status, StatusCode::OK, "one is left");
     let refused = world.acquire(&b, "pool/k", json!({})).await?;
     assert_eq!((refused.status, refused.code()), (StatusCode::CONFLICT, "lock-held"));
-    let two = wait(&b, "pool/k", json!({"permits": 2, "ttl": "2m"}));
+    let two = b.wait("pool/k", json!({"permits": 2, "ttl": "2m"}));
     b.waiters_of("pool/k", 1).await?;
-    let last = wait(&b, "pool/k", json!({"ttl": "2m"}));
+    let last = b.wait("pool/k", json!({"ttl": "2m"}));
     b.waiters_of("pool/k", 2).await?;
     a.process.kill()?;
     let two = two.await??;
@@ -247,11 +237,11 @@ async fn the_dead_are_skipped_and_the_order_of_the_others_is_kept() -> Result<()
     let (a, b) = (world.sidecar("a").await?, world.sidecar("b").await?);
     let mut dead = victim(&world, "dead").await?;
     let mut holder = world.acquire(&a, "fair/k", json!({"ttl": "2m"})).await?;
-    let first = wait(&dead, "fair/k", json!({"ttl": "4s"}));
+    let first = dead.wait("fair/k", json!({"ttl": "4s"}));
     a.waiters_of("fair/k", 1).await?;
     let mut waiting = Vec::new();
     for place in 0..20 {
-        waiting.push(wait(if place % 2 == 0 { &b } else { &a }, "fair/k", json!({"ttl": "2m"})));
+        waiting.push(if place % 2 == 0 { &b } else { &a }.wait("fair/k", json!({"ttl": "2m"})));
         a.waiters_of("fair/k", place + 2).await?;
     }
     dead.process.kill()?;
@@ -260,7 +250,6 @@ async fn the_dead_are_skipped_and_the_order_of_the_others_is_kept() -> Result<()
     for (place, next) in waiting.into_iter().enumerate() {
         holder = next.await??;
         assert_eq!(holder.status, StatusCode::OK, "{holder:?}");
-        world.record("fair/k", "", &holder);
         let of = if place % 2 == 0 { &b } else { &a };
         assert_eq!(world.let_go(of, "fair/k", &holder).await?.status, StatusCode::NO_CONTENT);
     }
@@ -275,9 +264,9 @@ async fn a_waiter_whose_lease_is_revoked_is_told_and_not_granted() -> Result<()>
     world.define("fair", fair()).await?;
     let (a, b) = (world.sidecar("a").await?, world.sidecar("b").await?);
     let holder = world.acquire(&a, "fair/k", json!({"ttl": "2m"})).await?;
-    let doomed = wait(&b, "fair/k", json!({"ttl": "50s"}));
+    let doomed = b.wait("fair/k", json!({"ttl": "50s"}));
     a.waiters_of("fair/k", 1).await?;
-    let next = wait(&b, "fair/k", json!({"ttl": "2m"}));
+    let next = b.wait("fair/k", json!({"ttl": "2m"}));
     a.waiters_of("fair/k", 2).await?;
 
     let stood = world.judge_line("fair", "k").await?.stood;
@@ -288,10 +277,7 @@ async fn a_waiter_whose_lease_is_revoked_is_told_and_not_granted() -> Result<()>
     client.lease_revoke(found.kvs()[0].lease()).await?;
     let told = doomed.await??;
     assert_eq!((told.status, told.code()), (StatusCode::GONE, "lock-lost"), "{told:?}");
-    assert_eq!(
-        a.ask(Method::PUT, "/v1/locks/fair/k", Some(&holder.token()), None).await?.status,
-        StatusCode::OK
-    );
+    assert_eq!(a.with_token(RENEWAL, "fair/k", &holder.token()).await?.status, StatusCode::OK);
     assert!(!next.is_finished());
     assert_eq!(world.let_go(&a, "fair/k", &holder).await?.status, StatusCode::NO_CONTENT);
     assert_eq!(next.await??.status, StatusCode::OK);
@@ -306,7 +292,7 @@ async fn a_sidecar_frozen_past_its_session_is_told_and_fenced_off() -> Result<()
     let (a, b) = (victim(&world, "a").await?, world.sidecar("b").await?);
     let stale = world.acquire(&a, "fair/k", for_life()).await?;
     let other = world.acquire(&b, "fair/other", json!({"ttl": "2m"})).await?;
-    let waiter = wait(&a, "fair/other", json!({"ttl": "4s"}));
+    let waiter = a.wait("fair/other", json!({"ttl": "4s"}));
     a.waiters_of("fair/other", 1).await?;
     a.process.pause()?;
     let next = world.acquire(&b, "fair/k?wait=1m", json!({})).await?;
@@ -316,7 +302,7 @@ async fn a_sidecar_frozen_past_its_session_is_told_and_fenced_off() -> Result<()
     let told = waiter.await??;
     assert_eq!((told.status, told.code()), (StatusCode::GONE, "lock-lost"), "{told:?}");
     assert!(!world.write(stale.fence()), "the stale write is refused");
-    let renewed = a.ask(Method::PUT, "/v1/locks/fair/k", Some(&stale.token()), None).await?;
+    let renewed = a.with_token(RENEWAL, "fair/k", &stale.token()).await?;
     assert_eq!((renewed.status, renewed.code()), (StatusCode::GONE, "lock-lost"));
     assert_eq!(world.let_go(&b, "fair/other", &other).await?.status, StatusCode::NO_CONTENT);
     world.judge_line("fair", "k").await?;
@@ -342,7 +328,7 @@ async fn a_lock_delay_follows_a_crash_and_no_release() -> Result<()> {
     assert_eq!(standing(&world, is_shadow).await?, []);
 
     assert_eq!(world.acquire(&a, "short/k", for_life()).await?.status, StatusCode::OK);
-    let next = wait(&b, "short/k", json!({"ttl": "2m"}));
+    let next = b.wait("short/k", json!({"ttl": "2m"}));
     b.waiters_of("short/k", 1).await?;
     let killed = world.now();
     a.process.kill()?;
@@ -378,7 +364,7 @@ async fn a_wait_that_ends_leaves_no_key() -> Result<()> {
         assert_eq!(answer.body["owner"], "first");
         sidecar.waiters_of("fair/k", 0).await?;
     }
-    let waiting = [wait(&a, "fair/k", json!({})), wait(&b, "fair/k", json!({}))];
+    let waiting = [a.wait("fair/k", json!({})), b.wait("fair/k", json!({}))];
     a.waiters_of("fair/k", 2).await?;
     for sidecar in [&a, &b] {
         let full = world.acquire(sidecar, "fair/k?wait=1m", json!({})).await?;
@@ -398,7 +384,7 @@ async fn without_space_what_is_held_is_let_go_and_handed_over() -> Result<()> {
     world.define("fair", Settings { lock_delay: 60_000, ..fair() }).await?;
     let sidecar = world.sidecar("a").await?;
     let holder = world.acquire(&sidecar, "fair/k", json!({"ttl": "5m"})).await?;
-    let next = wait(&sidecar, "fair/k", json!({"ttl": "5m"}));
+    let next = sidecar.wait("fair/k", json!({"ttl": "5m"}));
     sidecar.waiters_of("fair/k", 1).await?;
     let mut client = world.etcd.client().await?;
     let mut filled = 0;

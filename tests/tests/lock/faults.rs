@@ -2,31 +2,36 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
-use concordat_tests::{process::eventually, proxy::Proxy};
+use anyhow::{Context, Result, ensure};
+use concordat_tests::{etcd::Etcd, history::lock::RENEWAL, process::eventually, proxy::Proxy};
+use futures::{StreamExt, TryStreamExt, stream};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::world::{Options, Sidecar, World};
+use crate::world::{LOCKS, Options, Sidecar, World};
 
 const STEPS: [&str; 4] =
     ["lock-before-acquire", "lock-after-acquire-before-answer", "lock-before-release", "lock-after-release"];
 
+/// So many cases run at a time.
+const AT_ONCE: usize = 2;
+
 /// Takes and releases a key through a sidecar that meets its end, or a pause, at one of the steps; then another takes it.
-async fn meets(world: &World, step: &str, fate: &str) -> Result<()> {
+async fn meets(lock: &str, step: &str, fate: &str) -> Result<()> {
+    let world = World::of_both_modes(Etcd::start().await?).await?;
     let failpoints = Some(format!("{step}=1*return({fate})"));
     let options = Options { failpoints, victim: true, ..Options::default() };
     let (mut struck, other) = (world.sidecar_with("struck", options).await?, world.sidecar("other").await?);
-    let key = step;
+    let path = format!("{lock}/k");
     let calls = async {
-        let grant = world.acquire(&struck, &format!("orders/{key}"), json!({"ttl": "4s"})).await?;
+        let grant = world.acquire(&struck, &path, json!({"ttl": "4s"})).await?;
         if grant.status == StatusCode::OK {
             world.write(grant.fence());
-            world.release(&struck, key, &grant).await?;
+            world.let_go(&struck, &path, &grant).await?;
         }
         anyhow::Ok(())
     };
-    let wait = format!("orders/{key}?wait=1m");
+    let wait = format!("{path}?wait=1m");
     let took = async {
         // Only what has been struck is fair game: before, the other would simply be first.
         eventually("the fail point is met", async || {
@@ -49,30 +54,25 @@ async fn meets(world: &World, step: &str, fate: &str) -> Result<()> {
         ensure!(told.is_err(), "the sidecar was to die at {step}");
         ensure!(struck.process.wait().await?.code().is_none(), "by a signal");
     }
-    assert_eq!(
-        other.renew(key, &grant.token()).await?.status,
-        StatusCode::OK,
-        "nobody took it from its holder"
-    );
-    assert_eq!(world.release(&other, key, &grant).await?.status, StatusCode::NO_CONTENT);
-    world.judge(key).await?;
-    Ok(())
+    let renewed = other.with_token(RENEWAL, &path, &grant.token()).await?;
+    assert_eq!(renewed.status, StatusCode::OK, "nobody took it from its holder");
+    assert_eq!(world.let_go(&other, &path, &grant).await?.status, StatusCode::NO_CONTENT);
+    world.judge_path(&path).await.with_context(|| format!("{lock}, {step}, {fate}"))
+}
+
+async fn at_every_step(fate: &str) -> Result<()> {
+    let cases = STEPS.iter().flat_map(|step| LOCKS.map(|lock| meets(lock, step, fate)));
+    stream::iter(cases).buffer_unordered(AT_ONCE).try_collect().await
 }
 
 #[tokio::test]
 async fn a_sidecar_killed_at_any_step_gives_up_its_lock() -> Result<()> {
-    for step in STEPS {
-        meets(&World::one().await?, step, "kill").await?;
-    }
-    Ok(())
+    at_every_step("kill").await
 }
 
 #[tokio::test]
 async fn a_sidecar_frozen_past_its_ttl_at_any_step_takes_nothing_from_the_next() -> Result<()> {
-    for step in STEPS {
-        meets(&World::one().await?, step, "stop").await?;
-    }
-    Ok(())
+    at_every_step("stop").await
 }
 
 /// Pitfalls 1, 2, 10 and 12: whoever was frozen past its ttl learns that it holds nothing, and its writes are refused.
@@ -97,63 +97,80 @@ async fn a_holder_and_a_waiter_frozen_past_their_session_are_told_and_fenced_off
     assert!(!world.write(stale.fence()), "the stale write is refused");
     assert_eq!(a.renew("k", &stale.token()).await?.code(), "lock-lost");
     assert_eq!(b.renew("other", &held.token()).await?.status, StatusCode::OK);
+    world.judge("k").await?;
+    world.judge("other").await?;
     Ok(())
 }
 
 #[tokio::test]
 async fn a_lost_leader_of_etcd_costs_no_exclusion() -> Result<()> {
-    let mut world = World::three().await?;
+    let mut world = World::of_both_modes(Etcd::three().await?).await?;
     let sidecars = [world.sidecar("a").await?, world.sidecar("b").await?];
     for round in 0..3 {
         for sidecar in &sidecars {
-            let grant = eventually("a grant", async || {
-                let grant = world.acquire(sidecar, "orders/k?wait=30s", json!({})).await?;
-                ensure!(grant.status == StatusCode::OK, "{grant:?}");
-                Ok(grant)
-            })
-            .await?;
-            assert!(world.write(grant.fence()));
+            let mut held = Vec::new();
+            for lock in LOCKS {
+                let path = format!("{lock}/k?wait=30s");
+                let grant = eventually("a grant", async || {
+                    let grant = world.acquire(sidecar, &path, json!({})).await?;
+                    ensure!(grant.status == StatusCode::OK, "{grant:?}");
+                    Ok(grant)
+                })
+                .await?;
+                assert!(world.write(grant.fence()));
+                held.push((format!("{lock}/k"), grant));
+            }
             if round == 1 {
                 let leader = world.etcd.leader().await?;
                 world.etcd.kill(leader)?;
                 world.etcd.restart(leader).await?;
             }
-            eventually("it is let go", async || {
-                let released = world.release(sidecar, "k", &grant).await?;
-                ensure!(matches!(released.status.as_u16(), 204 | 410), "{released:?}");
-                Ok(())
-            })
-            .await?;
+            for (path, grant) in &held {
+                eventually("it is let go", async || {
+                    let released = world.let_go(sidecar, path, grant).await?;
+                    ensure!(matches!(released.status.as_u16(), 204 | 410), "{released:?}");
+                    Ok(())
+                })
+                .await?;
+            }
         }
     }
-    let history = world.judge("k").await?;
-    assert!(history.grants.len() >= 6);
+    assert!(world.judge("k").await?.grants.len() >= 6);
+    assert!(world.judge_line("fair", "k").await?.grants.len() >= 6);
     Ok(())
 }
 
 #[tokio::test]
 async fn away_from_etcd_nothing_is_held_and_nothing_is_guessed() -> Result<()> {
-    let world = World::one().await?;
+    let world = World::of_both_modes(Etcd::start().await?).await?;
     let proxy = Proxy::start(world.etcd.address(0)).await?;
     let options = Options { etcd: Some(proxy.endpoint()), victim: true, ..Options::default() };
     let cut_off = world.sidecar_with("cut-off", options).await?;
     let other = world.sidecar("other").await?;
-    let grant =
-        world.acquire(&cut_off, "orders/k", json!({"ttl": "4s", "renew": true, "maxHold": "10m"})).await?;
-    assert_eq!(grant.status, StatusCode::OK);
+    let mut lost = Vec::new();
+    for lock in LOCKS {
+        let path = format!("{lock}/k");
+        let held = json!({"ttl": "4s", "renew": true, "maxHold": "10m"});
+        let grant = world.acquire(&cut_off, &path, held).await?;
+        assert_eq!(grant.status, StatusCode::OK);
+        lost.push((path, grant.token()));
+    }
     proxy.swallow();
-    eventually("the loss is told", async || {
-        let renewed = cut_off.renew("k", &grant.token()).await?;
-        ensure!((renewed.status, renewed.code()) == (StatusCode::GONE, "lock-lost"), "{renewed:?}");
-        Ok(())
-    })
-    .await?;
-    let next = world.acquire(&other, "orders/k?wait=1m", json!({"ttl": "1m"})).await?;
-    assert_eq!(next.status, StatusCode::OK, "{next:?}");
-    let refused = world.acquire(&cut_off, "orders/new", json!({})).await?;
-    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
-    assert!(refused.body["outcome"].is_string());
-
+    let mut next = Vec::new();
+    for (path, token) in &lost {
+        eventually("the loss is told", async || {
+            let renewed = cut_off.with_token(RENEWAL, path, token).await?;
+            ensure!((renewed.status, renewed.code()) == (StatusCode::GONE, "lock-lost"), "{renewed:?}");
+            Ok(())
+        })
+        .await?;
+        let grant = world.acquire(&other, &format!("{path}?wait=1m"), json!({"ttl": "1m"})).await?;
+        assert_eq!(grant.status, StatusCode::OK, "{grant:?}");
+        next.push(grant);
+        let refused = world.acquire(&cut_off, &path.replace("/k", "/new"), json!({})).await?;
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
+        assert!(refused.body["outcome"].is_string());
+    }
     proxy.heal();
     eventually("it recovers unaided", async || {
         let grant = world.acquire(&cut_off, "orders/new", json!({})).await?;
@@ -161,9 +178,12 @@ async fn away_from_etcd_nothing_is_held_and_nothing_is_guessed() -> Result<()> {
         Ok(())
     })
     .await?;
-    assert_eq!(cut_off.renew("k", &grant.token()).await?.code(), "lock-lost", "lost once is lost for good");
-    assert_eq!(other.renew("k", &next.token()).await?.status, StatusCode::OK);
-    world.judge("k").await?;
+    for ((path, token), next) in lost.iter().zip(next) {
+        let renewed = cut_off.with_token(RENEWAL, path, token).await?;
+        assert_eq!(renewed.code(), "lock-lost", "lost once is lost for good");
+        assert_eq!(other.with_token(RENEWAL, path, &next.token()).await?.status, StatusCode::OK);
+        world.judge_path(path).await?;
+    }
     Ok(())
 }
 

@@ -95,7 +95,7 @@ async fn a_grant_bound_to_its_app_outlives_its_ttl_and_ends_with_the_app() -> Re
     // Somebody waits for longer than the ttl in vain.
     let waited = world.acquire(&b, "orders/k?wait=12s", json!({})).await?;
     assert_eq!(waited.code(), "lock-wait-timeout", "{waited:?}");
-    world.stop_believing(grant.fence());
+    world.stop_believing(&grant);
     drop(events);
     let next = world.acquire(&b, "orders/k?wait=1m", json!({})).await?;
     assert_eq!(next.status, StatusCode::OK, "{next:?}");

@@ -6,7 +6,7 @@ use concordat_protocol::{
     lock::{Mode, Settings, plans},
 };
 use concordat_tests::{history::Change, process::eventually};
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -33,9 +33,7 @@ fn for_life(owner: &str) -> Value {
 
 /// A call that waits: begun now, read later.
 fn wait(sidecar: &Sidecar, time: &str) -> JoinHandle<Result<Answer>> {
-    let request = sidecar.request(Method::POST, &format!("/v1/locks/orders/k?wait={time}"));
-    let request = request.json(&json!({"ttl": "2m"}));
-    tokio::spawn(async move { Sidecar::read(request.send().await?).await })
+    tokio::spawn(sidecar.call(&format!("orders/k?wait={time}"), json!({"ttl": "2m"}), false))
 }
 
 fn holder() -> Key {
@@ -68,7 +66,6 @@ async fn after_a_release_nobody_waits_for_the_lock_delay() -> Result<()> {
     assert_eq!(world.release(&a, "k", &held).await?.status, StatusCode::NO_CONTENT);
     let next = next.await??;
     assert_eq!(next.status, StatusCode::OK, "{next:?}");
-    world.record("orders/k", "b", &next);
     assert_eq!(world.release(&b, "k", &next).await?.status, StatusCode::NO_CONTENT);
     let again = world.acquire(&a, "orders/k", json!({})).await?;
     assert_eq!(again.status, StatusCode::OK, "{again:?}");
@@ -77,7 +74,7 @@ async fn after_a_release_nobody_waits_for_the_lock_delay() -> Result<()> {
     // What a sidecar that stops lets go of leaves nothing to wait for either.
     let held = world.acquire(&a, "orders/k", json!({})).await?;
     assert_eq!(held.status, StatusCode::OK, "{held:?}");
-    world.stop_believing(held.fence());
+    world.stop_believing(&held);
     assert!(a.process.terminate().await?.success());
     let next = world.acquire(&b, "orders/k", json!({})).await?;
     assert_eq!(next.status, StatusCode::OK, "{next:?}");
@@ -98,7 +95,6 @@ async fn after_a_crash_another_is_granted_when_the_lock_delay_is_over() -> Resul
     let next = next.await??;
     assert_eq!(next.status, StatusCode::OK, "{next:?}");
     assert!(world.now() - killed >= 3_000, "not before it is over");
-    world.record("orders/k", "b", &next);
     let [put, deleted, again] = *changes(&world, &holder()).await? else { panic!("two grants and a loss") };
     ensure!(put < -deleted && -deleted < again, "{put} {deleted} {again}");
     assert_eq!(changes(&world, &shadow()).await?, [put, again], "the next one's takes its place");

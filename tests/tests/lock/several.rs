@@ -13,7 +13,15 @@ use crate::{
 };
 
 async fn acquire(sidecar: &Sidecar, keys: &[&str], more: Value) -> Result<Answer> {
-    sidecar.ask(Method::POST, "/v1/locks:acquire", None, Some(body(keys, more))).await
+    let answer = sidecar.ask(Method::POST, "/v1/locks:acquire", None, Some(body(keys, more))).await?;
+    for of in answer.body["locks"].as_array().into_iter().flatten() {
+        let (Some(key), Some(fence)) = (of["key"].as_str(), of["fence"].as_u64()) else { continue };
+        let arrival = sidecar.callers.arrive();
+        let expires_in = answer.body["expiresInMs"].as_u64().unwrap_or_default();
+        let caller = (arrival.to_string(), arrival);
+        sidecar.callers.granted(&format!("orders/{key}"), caller, &answer.token(), fence, expires_in);
+    }
+    Ok(answer)
 }
 
 fn body(keys: &[&str], more: Value) -> Value {
@@ -26,6 +34,7 @@ fn body(keys: &[&str], more: Value) -> Value {
 }
 
 async fn release(sidecar: &Sidecar, token: &str) -> Result<Answer> {
+    sidecar.callers.stop_believing(token);
     sidecar.ask(Method::POST, "/v1/locks:release", Some(token), None).await
 }
 

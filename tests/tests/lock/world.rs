@@ -1,47 +1,39 @@
 //! An etcd, sidecars as processes, and callers over HTTP.
 
-use std::{
-    collections::BTreeMap,
-    process::Command,
-    sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use concordat_protocol::{
     Definition, Entry, Key, Kind, Lease, Millis, Plan, Record, Settings,
     lock::{
-        Mode, Sharing, Waiter,
-        fence::PLACES,
+        Mode, Sharing,
         invariant::{self, line},
-        plans,
     },
     session::Stat,
 };
 use concordat_store::{Admin, AdminConfig};
 use concordat_tests::{
     etcd::Etcd,
-    history::{Change, Recorder},
+    history::{
+        Change, Recorder,
+        lock::{Callers, RELEASE, RENEWAL},
+    },
     process::{Process, binary_with, eventually, free_port},
 };
-use parking_lot::Mutex;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 pub(crate) const NAMESPACE: &str = "shop";
+/// A lock of each mode.
+pub(crate) const LOCKS: [&str; 2] = ["orders", "fair"];
 
 /// Everything that runs.
 pub(crate) struct World {
     pub(crate) etcd: Etcd,
     admin: Admin,
     recorder: Recorder,
-    start: Instant,
-    /// By the lock and key that were asked for.
-    grants: Mutex<Vec<(String, invariant::Grant)>>,
-    accepted: Mutex<Vec<u64>>,
-    /// Fences of the grants of which callers were told that they have let them go.
-    released: Mutex<Vec<u64>>,
-    arrivals: AtomicU64,
+    callers: Arc<Callers>,
 }
 
 /// One sidecar.
@@ -51,6 +43,7 @@ pub(crate) struct Sidecar {
     api: String,
     pub(crate) admin: String,
     client: Client,
+    pub(crate) callers: Arc<Callers>,
 }
 
 /// How a sidecar is started.
@@ -100,13 +93,20 @@ pub(crate) fn settings() -> concordat_protocol::lock::Settings {
     }
 }
 
+pub(crate) fn fair() -> concordat_protocol::lock::Settings {
+    concordat_protocol::lock::Settings { mode: Mode::FairQueue, ..settings() }
+}
+
 impl World {
     pub(crate) async fn one() -> Result<Self> {
         Self::on(Etcd::start().await?).await
     }
 
-    pub(crate) async fn three() -> Result<Self> {
-        Self::on(Etcd::three().await?).await
+    /// With a lock of each mode: `orders`, and `fair`.
+    pub(crate) async fn of_both_modes(etcd: Etcd) -> Result<Self> {
+        let world = Self::on(etcd).await?;
+        world.define("fair", fair()).await?;
+        Ok(world)
     }
 
     pub(crate) async fn with(etcd: Etcd) -> Result<Self> {
@@ -119,11 +119,7 @@ impl World {
             admin: Admin::connect(config).await?,
             recorder: Recorder::start(etcd.client().await?),
             etcd,
-            start: Instant::now(),
-            grants: Mutex::default(),
-            accepted: Mutex::default(),
-            released: Mutex::default(),
-            arrivals: AtomicU64::new(0),
+            callers: Arc::default(),
         };
         world.define("orders", settings()).await?;
         Ok(world)
@@ -169,55 +165,44 @@ impl World {
         let admin = format!("http://127.0.0.1:{admin}");
         process.answers(&format!("{admin}/ready")).await?;
         let client = Client::builder().timeout(Duration::from_mins(2)).build()?;
-        Ok(Sidecar { process, pod: pod.to_owned(), api: format!("http://127.0.0.1:{api}"), admin, client })
+        Ok(Sidecar {
+            process,
+            pod: pod.to_owned(),
+            api: format!("http://127.0.0.1:{api}"),
+            admin,
+            client,
+            callers: self.callers.clone(),
+        })
     }
 
     /// Milliseconds of the clock of all callers.
     pub(crate) fn now(&self) -> Millis {
-        self.start.elapsed().as_millis() as Millis
+        self.callers.now()
     }
 
     /// Acquires, and records a grant: it is believed until `expiresInMs` is over.
     pub(crate) async fn acquire(&self, sidecar: &Sidecar, path: &str, body: Value) -> Result<Answer> {
-        let arrival = self.arrivals.fetch_add(1, Ordering::SeqCst);
-        let answer = sidecar.ask(Method::POST, &format!("/v1/locks/{path}"), None, Some(body)).await?;
-        let now = self.now();
-        if answer.status == StatusCode::OK {
-            let grant = invariant::Grant {
-                caller: (format!("{}/{arrival}", sidecar.pod), arrival),
-                fence: answer.fence(),
-                from: now,
-                to: now + answer.body["expiresInMs"].as_u64().context("no expiresInMs")?,
-                session_alive: true,
-                definition_in_force: true,
-            };
-            let of = path.split('?').next().unwrap_or_default();
-            self.grants.lock().push((of.to_owned(), grant));
-        }
-        Ok(answer)
+        sidecar.call(path, body, false).await
     }
 
     /// The caller of a grant stops believing in it, as it does before it lets go.
-    pub(crate) fn stop_believing(&self, fence: u64) {
-        let now = self.now();
-        let mut grants = self.grants.lock();
-        grants.iter_mut().filter(|(_, grant)| grant.fence == fence).for_each(|(_, grant)| {
-            grant.to = grant.to.min(now);
-        });
+    pub(crate) fn stop_believing(&self, grant: &Answer) {
+        self.callers.stop_believing(&grant.token());
     }
 
     pub(crate) async fn release(&self, sidecar: &Sidecar, key: &str, grant: &Answer) -> Result<Answer> {
         self.let_go(sidecar, &format!("orders/{key}"), grant).await
     }
 
+    /// Lets go of a grant of a key of any lock.
+    pub(crate) async fn let_go(&self, sidecar: &Sidecar, path: &str, grant: &Answer) -> Result<Answer> {
+        self.stop_believing(grant);
+        sidecar.with_token(RELEASE, path, &grant.token()).await
+    }
+
     /// A resource that keeps the highest fence beside its data; whether it takes this write.
     pub(crate) fn write(&self, fence: u64) -> bool {
-        let mut accepted = self.accepted.lock();
-        let takes = accepted.last().is_none_or(|last| *last <= fence);
-        if takes {
-            accepted.push(fence);
-        }
-        takes
+        self.callers.write(fence)
     }
 
     /// What its sidecars count for `orders`; of one sidecar only.
@@ -241,6 +226,7 @@ impl World {
 
     /// Takes a key of `orders` from its holder as the operator does.
     pub(crate) async fn take_by_force(&self, key: &str) -> Result<()> {
+        self.callers.give_up(&format!("orders/{key}"));
         let definition = Key::Definition { kind: Kind::Lock, name: "orders".into() };
         let found = self.admin.read(NAMESPACE, vec![definition.clone().into()]).await?;
         let entry = found.reads.into_iter().flatten().next().context("no definition")?;
@@ -259,31 +245,6 @@ impl World {
         .await
     }
 
-    /// Lets go of a grant of a key of any lock.
-    pub(crate) async fn let_go(&self, sidecar: &Sidecar, path: &str, grant: &Answer) -> Result<Answer> {
-        self.stop_believing(grant.fence());
-        let path = format!("/v1/locks/{path}");
-        let answer = sidecar.ask(Method::DELETE, &path, Some(&grant.token()), None).await?;
-        if answer.status == StatusCode::NO_CONTENT {
-            self.released.lock().push(grant.fence());
-        }
-        Ok(answer)
-    }
-
-    /// Records a grant that was asked for otherwise than by [`World::acquire`].
-    pub(crate) fn record(&self, path: &str, pod: &str, answer: &Answer) {
-        let (from, arrival) = (self.now(), self.arrivals.fetch_add(1, Ordering::SeqCst));
-        let grant = invariant::Grant {
-            caller: (format!("{pod}/{arrival}"), arrival),
-            fence: answer.fence(),
-            from,
-            to: from + answer.body["expiresInMs"].as_u64().unwrap_or_default(),
-            session_alive: true,
-            definition_in_force: true,
-        };
-        self.grants.lock().push((path.to_owned(), grant));
-    }
-
     /// Every change of etcd up to now.
     pub(crate) async fn changes(&self) -> Result<Vec<Change>> {
         self.recorder.changes().await
@@ -294,67 +255,19 @@ impl World {
         self.recorder.state().await
     }
 
-    /// Holds L1 to L7 over all that was recorded of a key of a fair lock.
-    pub(crate) async fn judge_line(&self, lock: &str, key: &str) -> Result<line::History> {
-        let mut stood: Vec<line::Stood> = Vec::new();
-        for change in self.recorder.changes().await? {
-            let Key::Waiter { lock: of, key: under, session, number } = change.key else { continue };
-            if (of.as_str(), under.as_str()) != (lock, key) {
-                continue;
-            }
-            let (who, revision) = ((session, number), change.revision);
-            match change.entry.map(|entry| entry.record) {
-                Some(Record::Waiter(Waiter { share, place, .. })) => {
-                    stood.push(line::Stood { revision, who, place, share, gone: None });
-                }
-                _ => stood.iter_mut().filter(|stood| stood.who == who).for_each(|stood| stood.gone = Some(0)),
-            }
-        }
-        let asked = format!("{lock}/{key}");
-        let grants = self.grants.lock();
-        let grants = grants.iter().filter(|(of, _)| *of == asked).map(|(_, grant)| grant.clone());
-        let history = line::History {
-            stood,
-            grants: grants.collect(),
-            accepted: self.accepted.lock().clone(),
-            // The recorder tells no times: that nobody waits for nobody is asked of each scenario by itself.
-            vain: Vec::new(),
-            forged: Vec::new(),
-        };
-        line::all(&history, 0, 0).map_err(anyhow::Error::msg)?;
-        Ok(history)
+    /// Holds L1 to L7 over all that was recorded of a key, by the mode of its lock.
+    pub(crate) async fn judge_path(&self, path: &str) -> Result<()> {
+        self.callers.judge(path, &self.changes().await?)
     }
 
-    /// Holds L1 to L7 over all that was recorded of a key of `orders`.
+    /// The same of a fair lock; and the history.
+    pub(crate) async fn judge_line(&self, lock: &str, key: &str) -> Result<line::History> {
+        self.callers.judge_line(&format!("{lock}/{key}"), &self.changes().await?)
+    }
+
+    /// The same of a key of `orders`; and the history.
     pub(crate) async fn judge(&self, key: &str) -> Result<invariant::History> {
-        let of = Key::Holder { lock: "orders".into(), key: key.into() };
-        let shadow = plans::shadow(&"orders".into(), &key.into());
-        let stands = self.state().await?.remove(&shadow).map(|entry| entry.mod_revision);
-        let released = self.released.lock().iter().map(|fence| (fence / PLACES) as i64).collect::<Vec<_>>();
-        let changes = self.recorder.changes().await?;
-        let changes = changes.into_iter().filter(|change| change.key == of).map(|change| invariant::Change {
-            revision: change.revision,
-            at: 0,
-            holder: change.entry.and_then(|entry| match entry.record {
-                Record::Holder(holder) => Some(holder.session),
-                _ => None,
-            }),
-        });
-        let grants = self.grants.lock();
-        let asked = format!("orders/{key}");
-        let grants = grants.iter().filter(|(of, _)| *of == asked);
-        let history = invariant::History {
-            changes: changes.collect(),
-            grants: grants.map(|(_, grant)| grant.clone()).collect(),
-            accepted: self.accepted.lock().clone(),
-            // The recorder tells no times: that nobody waits for nobody is asked of each scenario by itself.
-            vain: Vec::new(),
-            forged: Vec::new(),
-            losses: Vec::new(),
-            shadows: stands.into_iter().filter(|shadow| released.contains(shadow)).collect(),
-        };
-        invariant::all(&history, 0, 0).map_err(anyhow::Error::msg)?;
-        Ok(history)
+        self.callers.judge_swap(&format!("orders/{key}"), &self.changes().await?)
     }
 }
 
@@ -403,8 +316,57 @@ impl Sidecar {
         self.ask(Method::GET, path, None, None).await
     }
 
+    /// A call that waits: begun now, read later. Its sidecar knows which of these came before which.
+    pub(crate) fn wait(&self, path: &str, body: Value) -> JoinHandle<Result<Answer>> {
+        tokio::spawn(self.call(&format!("{path}?wait=110s"), body, true))
+    }
+
+    /// Acquires and records what came of it, under a name of its own if the body has none.
+    pub(crate) fn call(
+        &self,
+        path: &str,
+        body: Value,
+        in_order: bool,
+    ) -> impl Future<Output = Result<Answer>> + use<> {
+        let (callers, arrival, from) = (self.callers.clone(), self.callers.arrive(), self.callers.now());
+        let mut owned = json!({"owner": format!("{}-{arrival}", self.pod)});
+        if let (Value::Object(owned), Value::Object(body)) = (&mut owned, body) {
+            owned.extend(body);
+        }
+        let request = self.request(Method::POST, &format!("/v1/locks/{path}")).json(&owned);
+        let place = if in_order { self.pod.clone() } else { format!("{}/{arrival}", self.pod) };
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let (path, waits) = (path.to_owned(), query.contains("wait="));
+        async move {
+            let answer = Self::read(request.send().await?).await?;
+            let granted = answer.status == StatusCode::OK;
+            if granted {
+                let expires_in = answer.body["expiresInMs"].as_u64().context("no expiresInMs")?;
+                callers.granted(&path, (place, arrival), &answer.token(), answer.fence(), expires_in);
+            }
+            if waits && (granted || answer.code() == "lock-wait-timeout") {
+                callers.waited(&path, owned["owner"].as_str().unwrap_or_default(), from);
+            }
+            Ok(answer)
+        }
+    }
+
     pub(crate) async fn renew(&self, key: &str, token: &str) -> Result<Answer> {
-        self.ask(Method::PUT, &format!("/v1/locks/orders/{key}"), Some(token), None).await
+        self.with_token(RENEWAL, &format!("orders/{key}"), token).await
+    }
+
+    /// Renews or releases, and records that it succeeded.
+    pub(crate) async fn with_token(&self, what: &'static str, path: &str, token: &str) -> Result<Answer> {
+        let method = if what == RENEWAL { Method::PUT } else { Method::DELETE };
+        let from = self.callers.now();
+        let answer = self.ask(method, &format!("/v1/locks/{path}"), Some(token), None).await?;
+        if answer.status.is_success() {
+            self.callers.succeeded(what, path, token, from);
+            if let Some(expires_in) = answer.body["expiresInMs"].as_u64() {
+                self.callers.renewed(token, expires_in);
+            }
+        }
+        Ok(answer)
     }
 
     /// Waits until so many callers of it wait for a key.

@@ -18,8 +18,8 @@ pub struct History {
     pub grants: Vec<Grant>,
     /// Fences of the writes that a fenced resource took, in its order.
     pub accepted: Vec<u64>,
-    /// Calls that waited in vain.
-    pub vain: Vec<Wait>,
+    /// Calls that waited, in vain or not.
+    pub waits: Vec<Wait>,
     /// Releases and renewals that were said to have succeeded with a token that was not the holder's.
     pub forged: Vec<String>,
 }
@@ -49,7 +49,7 @@ impl Stood {
     }
 }
 
-/// A call that was not granted although it waited.
+/// A call that waited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wait {
     /// Whose key stood in the line for it.
@@ -139,9 +139,9 @@ pub fn l4_local_truth(history: &History) -> Result<(), Broken> {
     }
 }
 
-/// L5: whoever waits in vain waits for somebody: not for longer than `bound` was there room beside those before it.
+/// L5: whoever waits, waits for somebody: not for longer than `bound` was there room beside those before it.
 pub fn l5_liveness(history: &History, bound: Millis) -> Result<(), Broken> {
-    for wait in &history.vain {
+    for wait in &history.waits {
         let Some(own) = history.stood.iter().find(|stood| stood.who == wait.who) else { continue };
         let before: Vec<&Stood> = history.stood.iter().filter(|stood| stood.spot() < own.spot()).collect();
         let room_at = |at: Millis| {
@@ -186,6 +186,16 @@ pub fn l7_wrong_token(history: &History) -> Result<(), Broken> {
         Some(call) => Err(format!("L7: {call}")),
         None => Ok(()),
     }
+}
+
+/// See [`super::l7_nothing_taken`].
+pub fn l7_nothing_taken(history: &History, offset: i64) -> Result<(), Broken> {
+    for (stood, grant) in history.granted(offset) {
+        if let Some(gone) = stood.gone.filter(|gone| *gone < grant.to) {
+            return Err(format!("L7: {}, relied on until {}, was gone at {gone}", grant.fence, grant.to));
+        }
+    }
+    Ok(())
 }
 
 /// All seven.
