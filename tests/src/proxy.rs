@@ -1,12 +1,13 @@
-//! A TCP proxy between a client and etcd, for what a network and a dying server do.
+//! A TCP proxy between a client and etcd or a sidecar, for what a network and a dying server do.
 //!
 //! It reads HTTP/2 just far enough to tell one reply from the next, so that a connection can be cut exactly where a
-//! reply would have passed: the server did what was asked and the client does not learn of it.
+//! reply would have passed: the server did what was asked and the client does not learn of it. Of any other protocol a
+//! reply is what comes after something was asked.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -45,6 +46,8 @@ struct Shared {
 #[derive(Clone, Debug)]
 struct State {
     mode: Mode,
+    /// When this mode began.
+    since: Instant,
     delay: Duration,
     /// Cancelled to cut the connections there are.
     connections: CancellationToken,
@@ -67,7 +70,12 @@ impl Proxy {
     pub async fn start(upstream: impl Into<String>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
-        let state = State { mode: Mode::Pass, delay: Duration::ZERO, connections: CancellationToken::new() };
+        let state = State {
+            mode: Mode::Pass,
+            since: Instant::now(),
+            delay: Duration::ZERO,
+            connections: CancellationToken::new(),
+        };
         let shared = Arc::new(Shared {
             upstream: upstream.into(),
             state: watch::Sender::new(state),
@@ -86,6 +94,11 @@ impl Proxy {
     /// What a client connects to.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The port of 127.0.0.1 that a client connects to.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Lets everything pass again. Connections from which bytes were swallowed are cut.
@@ -112,6 +125,12 @@ impl Proxy {
         self.cut();
     }
 
+    /// Waits until it has been closed, however that was done, for so long: for a fault that is a span of time.
+    pub async fn closed_for(&self, time: Duration) {
+        let since = self.shared.state.borrow().since;
+        tokio::time::sleep_until(since + time).await;
+    }
+
     /// Cuts every connection there is; new ones may come.
     pub fn cut(&self) {
         self.shared.state.send_modify(|state| {
@@ -124,7 +143,7 @@ impl Proxy {
         self.shared.state.send_modify(|state| state.delay = delay);
     }
 
-    /// How many replies passed or were dropped: HTTP/2 DATA frames from the server, be they the answer to a call or a
+    /// How many replies passed or were dropped: of HTTP/2 DATA frames from the server, be they the answer to a call or a
     /// message of a stream.
     pub fn replies(&self) -> u64 {
         self.shared.replies.load(Ordering::SeqCst)
@@ -136,7 +155,19 @@ impl Proxy {
     }
 
     fn set(&self, mode: Mode) {
-        self.shared.state.send_modify(|state| state.mode = mode);
+        self.shared.state.send_modify(|state| {
+            state.mode = mode;
+            state.since = Instant::now();
+        });
+    }
+}
+
+impl Shared {
+    /// A reply has come: an error when it is the one to drop.
+    fn reply(&self) -> Result<()> {
+        let reply = self.replies.fetch_add(1, Ordering::SeqCst) + 1;
+        anyhow::ensure!(reply != self.drop_at.load(Ordering::SeqCst), "reply {reply} is dropped");
+        Ok(())
     }
 }
 
@@ -165,9 +196,14 @@ async fn serve(client: TcpStream, shared: &Shared) -> Result<()> {
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
+    let asked = AtomicBool::new(false);
+    let asks = || {
+        asked.store(true, Ordering::SeqCst);
+        Ok(())
+    };
     tokio::select! {
-        done = pass(to_server, |chunks| read_chunks(from_client, chunks), shared) => done,
-        done = pass(to_client, |chunks| read_frames(from_server, chunks, shared), shared) => done,
+        done = pass(to_server, |chunks| read_chunks(from_client, chunks, asks), shared) => done,
+        done = pass(to_client, |chunks| read_frames(from_server, chunks, &asked, shared), shared) => done,
     }
 }
 
@@ -201,23 +237,31 @@ async fn write(
     Ok(())
 }
 
-async fn read_chunks(mut from: impl AsyncRead + Unpin, chunks: mpsc::Sender<Chunk>) -> Result<()> {
+/// Reads whatever comes; `comes` is told before it is passed on.
+async fn read_chunks(
+    mut from: impl AsyncRead + Unpin,
+    chunks: mpsc::Sender<Chunk>,
+    comes: impl Fn() -> Result<()>,
+) -> Result<()> {
     loop {
         let mut chunk = Vec::with_capacity(16 * 1024);
         if from.read_buf(&mut chunk).await? == 0 {
             return Ok(());
         }
+        comes()?;
         chunks.send((Instant::now(), chunk)).await?;
     }
 }
 
-/// Reads what a server sends frame by frame. A server of HTTP/2 begins with a frame of settings: one that does not is
-/// passed on as it is, and no reply is told from another.
+/// Reads what a server sends frame by frame. A server of HTTP/2 begins with a frame of settings: what one that does not
+/// sends is a reply when the client has `asked` since.
 async fn read_frames(
     mut from: impl AsyncRead + Unpin,
     chunks: mpsc::Sender<Chunk>,
+    asked: &AtomicBool,
     shared: &Shared,
 ) -> Result<()> {
+    let replies = || if asked.swap(false, Ordering::SeqCst) { shared.reply() } else { Ok(()) };
     let mut first = true;
     loop {
         let mut frame = vec![0; FRAME_HEADER];
@@ -225,16 +269,14 @@ async fn read_frames(
         let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]) as usize;
         let kind = frame[3];
         if std::mem::take(&mut first) && kind != SETTINGS {
+            replies()?;
             chunks.send((Instant::now(), frame)).await?;
-            return read_chunks(from, chunks).await;
+            return read_chunks(from, chunks, replies).await;
         }
         frame.resize(FRAME_HEADER + length, 0);
         from.read_exact(&mut frame[FRAME_HEADER..]).await?;
         if kind == DATA && length > 0 {
-            let reply = shared.replies.fetch_add(1, Ordering::SeqCst) + 1;
-            if reply == shared.drop_at.load(Ordering::SeqCst) {
-                anyhow::bail!("reply {reply} is dropped");
-            }
+            shared.reply()?;
         }
         chunks.send((Instant::now(), frame)).await?;
     }

@@ -8,6 +8,8 @@ mod commit;
 mod drain;
 #[path = "transaction/faults.rs"]
 mod faults;
+#[path = "transaction/lost.rs"]
+mod lost;
 #[path = "transaction/trace.rs"]
 mod trace;
 #[path = "transaction/world.rs"]

@@ -1,7 +1,5 @@
 //! What breaks: sidecars killed or frozen at every step, etcd's leader, the way to etcd, replies.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result, ensure};
 use concordat_tests::{etcd::Etcd, history::lock::RENEWAL, process::eventually, proxy::Proxy};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -184,32 +182,5 @@ async fn away_from_etcd_nothing_is_held_and_nothing_is_guessed() -> Result<()> {
         assert_eq!(other.with_token(RENEWAL, path, &next.token()).await?.status, StatusCode::OK);
         world.judge_path(path).await?;
     }
-    Ok(())
-}
-
-/// Pitfalls 5 and 6: what etcd answered is lost, of each answer in turn.
-#[tokio::test]
-async fn every_reply_of_etcd_may_be_lost_once() -> Result<()> {
-    let world = Arc::new(World::one().await?);
-    let proxy = Proxy::start(world.etcd.address(0)).await?;
-    let sidecar =
-        world.sidecar_with("a", Options { etcd: Some(proxy.endpoint()), ..Options::default() }).await?;
-    for nth in 1..=8 {
-        proxy.drop_reply(nth);
-        let granted = eventually("a grant", async || {
-            let grant = world.acquire(&sidecar, "orders/k?wait=30s", json!({"ttl": "1m"})).await?;
-            ensure!(grant.status == StatusCode::OK, "{grant:?}");
-            Ok(grant)
-        })
-        .await?;
-        eventually("it is let go", async || {
-            let released = world.release(&sidecar, "k", &granted).await?;
-            ensure!(matches!(released.status.as_u16(), 204 | 410), "{released:?}");
-            Ok(())
-        })
-        .await?;
-        world.is_free("k").await?;
-    }
-    world.judge("k").await?;
     Ok(())
 }

@@ -19,6 +19,7 @@ use concordat_tests::{
         lock::{Callers, RELEASE, RENEWAL},
     },
     process::{Process, binary_with, eventually, free_port},
+    proxy::Proxy,
 };
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
@@ -185,6 +186,11 @@ impl World {
         sidecar.call(path, body, false).await
     }
 
+    /// Whoever holds a key stops believing in it.
+    pub(crate) fn give_up(&self, path: &str) {
+        self.callers.give_up(path);
+    }
+
     /// The caller of a grant stops believing in it, as it does before it lets go.
     pub(crate) fn stop_believing(&self, grant: &Answer) {
         self.callers.stop_believing(&grant.token());
@@ -234,6 +240,22 @@ impl World {
         let plan = Plan::new().delete(holder).put(definition, entry.record, Lease::Forever);
         self.admin.write(NAMESPACE, plan).await?;
         Ok(())
+    }
+
+    /// Waits until nobody holds a key of a lock of any mode or waits for it.
+    pub(crate) async fn path_is_free(&self, path: &str) -> Result<()> {
+        let (of, under) = path.split_once('/').context("a path is lock/key")?;
+        eventually(&format!("{path} comes free"), async || {
+            let left = self.state().await?.into_keys().find(|left| match left {
+                Key::Holder { lock, key } | Key::Waiter { lock, key, .. } => {
+                    (lock.as_str(), key.as_str()) == (of, under)
+                }
+                _ => false,
+            });
+            ensure!(left.is_none(), "{left:?} is there");
+            Ok(())
+        })
+        .await
     }
 
     /// Waits until nobody holds a key.
@@ -316,24 +338,50 @@ impl Sidecar {
         self.ask(Method::GET, path, None, None).await
     }
 
+    /// Asked from now on by a proxy.
+    pub(crate) async fn behind_proxy(&mut self) -> Result<Proxy> {
+        let proxy = Proxy::start(self.api.trim_start_matches("http://")).await?;
+        self.api = proxy.endpoint();
+        Ok(proxy)
+    }
+
+    /// Acquires under an `Idempotency-Key`.
+    pub(crate) async fn acquire_as(&self, path: &str, body: &Value, id: &str) -> Result<Answer> {
+        self.call_as(path, body.clone(), false, Some(id)).await
+    }
+
     /// A call that waits: begun now, read later. Its sidecar knows which of these came before which.
     pub(crate) fn wait(&self, path: &str, body: Value) -> JoinHandle<Result<Answer>> {
         tokio::spawn(self.call(&format!("{path}?wait=110s"), body, true))
     }
 
-    /// Acquires and records what came of it, under a name of its own if the body has none.
+    /// The same of any call.
     pub(crate) fn call(
         &self,
         path: &str,
         body: Value,
         in_order: bool,
     ) -> impl Future<Output = Result<Answer>> + use<> {
+        self.call_as(path, body, in_order, None)
+    }
+
+    /// Acquires and records what came of it, under a name of its own if the body has none.
+    fn call_as(
+        &self,
+        path: &str,
+        body: Value,
+        in_order: bool,
+        id: Option<&str>,
+    ) -> impl Future<Output = Result<Answer>> + use<> {
         let (callers, arrival, from) = (self.callers.clone(), self.callers.arrive(), self.callers.now());
         let mut owned = json!({"owner": format!("{}-{arrival}", self.pod)});
         if let (Value::Object(owned), Value::Object(body)) = (&mut owned, body) {
             owned.extend(body);
         }
-        let request = self.request(Method::POST, &format!("/v1/locks/{path}")).json(&owned);
+        let mut request = self.request(Method::POST, &format!("/v1/locks/{path}")).json(&owned);
+        if let Some(id) = id {
+            request = request.header("Idempotency-Key", id);
+        }
         let place = if in_order { self.pod.clone() } else { format!("{}/{arrival}", self.pod) };
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let (path, waits) = (path.to_owned(), query.contains("wait="));

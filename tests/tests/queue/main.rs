@@ -6,4 +6,5 @@
 
 mod api;
 mod faults;
+mod lost;
 mod world;

@@ -16,6 +16,7 @@ use concordat_tests::{
     etcd::{self, Etcd},
     history::Recorder,
     process::{Process, binary, binary_with, eventually, free_port},
+    proxy::Proxy,
 };
 use parking_lot::Mutex;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -37,6 +38,7 @@ pub(crate) struct World {
 /// A sidecar and its address.
 pub(crate) struct Sidecar {
     pub(crate) process: Process,
+    port: u16,
     base: String,
     history: Arc<Mutex<History>>,
     client: reqwest::Client,
@@ -105,12 +107,21 @@ impl World {
 
     /// A sidecar with fail points, as the variable `FAILPOINTS` says them, whose session is soon over then.
     pub(crate) async fn sidecar_with(&self, name: &str, failpoints: Option<&str>) -> Result<Sidecar> {
+        self.sidecar_at(name, failpoints, self.etcd.endpoints().join(",")).await
+    }
+
+    /// A sidecar that reaches etcd by a proxy.
+    pub(crate) async fn sidecar_behind(&self, name: &str, proxy: &Proxy) -> Result<Sidecar> {
+        self.sidecar_at(name, None, proxy.endpoint()).await
+    }
+
+    async fn sidecar_at(&self, name: &str, failpoints: Option<&str>, etcd: String) -> Result<Sidecar> {
         let (api, admin) = (free_port()?, free_port()?);
         let mut command = Command::new(program(failpoints.is_some())?);
         command
             .args(["--namespace", NAMESPACE, "--app", name, "--pod", name])
             .args(["--api-port", &api.to_string(), "--admin-port", &admin.to_string()])
-            .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &self.etcd.endpoints().join(",")])
+            .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &etcd])
             .args(["--log", "info,concordat_sidecar=debug"]);
         if let Some(failpoints) = failpoints {
             command.args(["--session-ttl", "3s"]).env("FAILPOINTS", failpoints);
@@ -119,7 +130,13 @@ impl World {
         process.answers(&format!("http://127.0.0.1:{admin}/ready")).await?;
         let base = format!("http://127.0.0.1:{api}/v1/queues");
         process.answers(&format!("{base}/{QUEUE}")).await?;
-        Ok(Sidecar { process, base, history: self.history.clone(), client: reqwest::Client::new() })
+        Ok(Sidecar {
+            process,
+            port: api,
+            base,
+            history: self.history.clone(),
+            client: reqwest::Client::new(),
+        })
     }
 
     /// The ledger of the queue up to now.
@@ -179,6 +196,13 @@ fn program(failpoints: bool) -> Result<PathBuf> {
 }
 
 impl Sidecar {
+    /// Asked from now on by a proxy.
+    pub(crate) async fn behind_proxy(&mut self) -> Result<Proxy> {
+        let proxy = Proxy::start(format!("127.0.0.1:{}", self.port)).await?;
+        self.base = format!("{}/v1/queues", proxy.endpoint());
+        Ok(proxy)
+    }
+
     pub(crate) fn ask(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}/{path}", self.base))
     }

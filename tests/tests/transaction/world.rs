@@ -55,10 +55,13 @@ pub(crate) struct Answer {
 impl World {
     /// A namespace with the DistributedTransaction [`NAME`]: branch `debit` at the app `p`, `credit` at the app `q`.
     pub(crate) async fn new(etcd: &Etcd, namespace: &str) -> Result<Self> {
-        let endpoint = etcd.endpoint(0);
-        let admin =
-            Admin::connect(AdminConfig { endpoints: vec![endpoint.clone()], ..AdminConfig::default() })
-                .await?;
+        Self::through(etcd, namespace, etcd.endpoint(0)).await
+    }
+
+    /// The same, with sidecars that reach etcd at an address of their own.
+    pub(crate) async fn through(etcd: &Etcd, namespace: &str, endpoint: String) -> Result<Self> {
+        let config = AdminConfig { endpoints: etcd.endpoints(), ..AdminConfig::default() };
+        let admin = Admin::connect(config).await?;
         let world = Self {
             namespace: namespace.to_owned(),
             endpoint,
