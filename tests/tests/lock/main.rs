@@ -11,5 +11,6 @@ mod lease;
 mod lost;
 mod planted;
 mod several;
+mod space;
 mod waiting;
 mod world;
