@@ -8,6 +8,7 @@ mod faults;
 mod holding;
 mod http;
 mod lease;
+mod leases;
 mod lost;
 mod planted;
 mod several;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use concordat_tests::process::eventually;
+use concordat_tests::{etcd::Etcd, process::eventually, proxy::Proxy};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::world::{Sidecar, World, settings};
+use crate::world::{LOCKS, Options, Sidecar, World, settings};
 
 /// Pitfall 8 (redisson#3829): a release that nobody hears of.
 #[tokio::test]
@@ -30,6 +30,36 @@ async fn whoever_waits_is_served_in_turn_from_any_sidecar() -> Result<()> {
         of = &b;
     }
     assert_eq!(world.judge("k").await?.grants.len(), 5);
+    Ok(())
+}
+
+/// Pitfall 8: the watch is cut, and what it would have told is compacted before it is back.
+#[tokio::test]
+async fn a_watch_that_missed_what_is_compacted_loses_no_waiter() -> Result<()> {
+    let world = World::of_both_modes(Etcd::start().await?).await?;
+    let proxy = Proxy::start(world.etcd.address(0)).await?;
+    let options = Options { etcd: Some(proxy.endpoint()), ..Options::default() };
+    let (a, b) = (world.sidecar("a").await?, world.sidecar_with("b", options).await?);
+    for lock in LOCKS {
+        let path = format!("{lock}/k");
+        let held = world.acquire(&a, &path, json!({"ttl": "2m"})).await?;
+        let next = b.wait(&path, json!({"ttl": "2m"}));
+        b.waiters_of(&path, 1).await?;
+        let anew = || b.process.log().matches("is compacted: it lists again").count();
+        let before = anew();
+        proxy.refuse();
+        assert_eq!(world.let_go(&a, &path, &held).await?.status, StatusCode::NO_CONTENT);
+        // More than the release must have happened: the revision that is compacted itself can still be told.
+        let other = world.acquire(&a, &format!("{lock}/other"), json!({})).await?;
+        assert_eq!(other.status, StatusCode::OK, "{other:?}");
+        world.etcd.compact().await?;
+        proxy.heal();
+        let next = next.await??;
+        assert_eq!(next.status, StatusCode::OK, "{next:?}");
+        anyhow::ensure!(anew() > before, "its watch missed nothing");
+        assert_eq!(world.let_go(&b, &path, &next).await?.status, StatusCode::NO_CONTENT);
+        world.judge_path(&path).await?;
+    }
     Ok(())
 }
 
