@@ -7,6 +7,7 @@ mod transactions;
 mod world;
 
 use anyhow::Result;
+use concordat_tests::process::binary;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/budget.md");
 const INTRODUCTION: &str = "\
@@ -23,6 +24,8 @@ flusher's marker. What keeps sessions alive and counts for `.status` is left out
 
 #[tokio::test]
 async fn every_operation_costs_what_the_page_says() -> Result<()> {
+    // Built before anything is under way: a build keeps this thread for longer than etcd may take to answer.
+    binary("concordat-sidecar")?;
     // Each on an etcd of its own.
     let (locks, queues, transactions) =
         tokio::try_join!(locks::rows(), queues::rows(), transactions::rows())?;
