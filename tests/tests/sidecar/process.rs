@@ -123,7 +123,8 @@ async fn it_is_ready_describes_itself_counts_and_is_gone_with_its_session() -> R
     })
     .await?;
     let kib = anonymous_kib(sidecar.process.id())?;
-    ensure!(kib < 10 * 1024, "{kib} KiB is more than an idle sidecar takes");
+    // The program itself is some 10 MiB of the 25 that a sidecar may idle at.
+    ensure!(kib < 15 * 1024, "{kib} KiB is more than an idle sidecar takes");
 
     assert_eq!(sidecar.process.terminate().await?.code(), Some(0));
     assert_eq!(world.sessions().await?, 0, "the session is revoked, not left to run out");
