@@ -20,29 +20,42 @@ pub(crate) const HESITATES: &str = "/hesitates";
 /// It serves until the process ends.
 pub(crate) struct App {
     pub(crate) port: u16,
-    votes: Arc<Notify>,
+    hesitation: Arc<Hesitation>,
+}
+
+#[derive(Default)]
+struct Hesitation {
+    begun: Notify,
+    over: Notify,
 }
 
 impl App {
     pub(crate) async fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let (port, votes) = (listener.local_addr()?.port(), Arc::<Notify>::default());
-        let service = Router::new().fallback(answer).with_state(votes.clone());
+        let (port, hesitation) = (listener.local_addr()?.port(), Arc::<Hesitation>::default());
+        let service = Router::new().fallback(answer).with_state(hesitation.clone());
         tokio::spawn(async { axum::serve(listener, service).await });
-        Ok(Self { port, votes })
+        Ok(Self { port, hesitation })
+    }
+
+    /// Waits until it is asked for a vote that it hesitates to give.
+    pub(crate) async fn hesitates(&self) {
+        self.hesitation.begun.notified().await;
     }
 
     /// Lets go of what it hesitates to vote on.
     pub(crate) fn votes(&self) {
-        self.votes.notify_waiters();
+        self.hesitation.over.notify_waiters();
     }
 }
 
-async fn answer(State(votes): State<Arc<Notify>>, uri: Uri) -> StatusCode {
+async fn answer(State(hesitation): State<Arc<Hesitation>>, uri: Uri) -> StatusCode {
     match uri.path().rsplit_once('/') {
         Some((REFUSES, "prepare") | (BREAKS, "commit")) => StatusCode::CONFLICT,
         Some((HESITATES, "prepare")) => {
-            votes.notified().await;
+            let over = hesitation.over.notified();
+            hesitation.begun.notify_one();
+            over.await;
             StatusCode::OK
         }
         _ => StatusCode::OK,

@@ -42,6 +42,7 @@ pub(crate) async fn rows() -> Result<String> {
     world.count("transaction: abort, 1 of 2 participants votes no", abort).await?;
 
     let undecided = id(&ask(post("hesitates")).await?);
+    right.app.hesitates().await;
     let rollback = async {
         let answer =
             ask(world.client.post(teller.url(&format!("transactions/hesitates/{undecided}/rollback"))));
