@@ -1,6 +1,6 @@
-//! What must be true of any run of a lock, L1 to L7 and the lock-delay, as functions over what was recorded of one key: by the model
-//! checker in each state, by the fault tests over a whole run. Here of a lock that one holds at a time; [`line`] has
-//! those of a fair one.
+//! What must be true of any run of a lock, L1 to L7 and the lock-delay, as functions over what was recorded of one key:
+//! by the model checker in each state, by the fault tests over a whole run. Here of a lock that one holds at a time;
+//! [`line`] has those of a fair one.
 
 pub mod line;
 
