@@ -16,8 +16,8 @@ use crate::{Answer, Entry, Millis, Name, Plan, Record, SessionId};
 pub const SEGMENT_BYTES: u64 = 128 * 1024;
 /// A plan must fit into a commit: no more messages of one segment are stored under a producer's name.
 pub const SEGMENT_ONCE: usize = 40;
-/// Plans of a partition on their way at once: one is being committed while the next is gathered.
-const IN_FLIGHT: usize = 2;
+/// Plans of a partition on their way at once: what is committed together costs etcd one fsync.
+const IN_FLIGHT: usize = 4;
 
 /// One call that publishes.
 pub type Ticket = u64;

@@ -145,7 +145,8 @@ async fn locks(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> 
             while meter.goes_on() {
                 let since = Instant::now();
                 let (_, grant) = http.send(Method::POST, &path, &[], "", &[200]).await?;
-                let token = [("lock-token", text(&grant, "token")?)];
+                let token = text(grant, "token")?.to_owned();
+                let token = [("lock-token", &*token)];
                 http.send(Method::DELETE, &path, &token, "", &[204]).await?;
                 meter.done(1, since);
             }
@@ -164,11 +165,11 @@ async fn publish(stage: &Stage, clients: usize, time: Duration, messages: usize)
     let (kind, body) = payload(messages);
     let meter = Meter::start(time)?;
     all(connections.iter_mut().map(|http| {
-        let (meter, path, body) = (meter.clone(), &path, body.clone());
+        let (meter, path, body) = (meter.clone(), &path, &body);
         async move {
             while meter.goes_on() {
                 let since = Instant::now();
-                http.send(Method::POST, path, &[("content-type", kind)], body.clone(), &[200, 201]).await?;
+                http.send(Method::POST, path, &[("content-type", kind)], body, &[200, 201]).await?;
                 meter.done(messages as u64, since);
             }
             Ok(())
@@ -194,18 +195,18 @@ async fn deliver(stage: &Stage, clients: usize, time: Duration) -> Result<Figure
     );
     let meter = Meter::start(time)?;
     all(publishers.iter_mut().zip(&mut consumers).map(|(publisher, consumer)| {
-        let (meter, body) = (meter.clone(), body.clone());
+        let (meter, body) = (meter.clone(), &body);
         let (publish, receive, ack) = (&publish, &receive, &ack);
         async move {
             while meter.goes_on() {
                 let since = Instant::now();
                 let content = [("content-type", kind)];
-                let published = publisher.send(Method::POST, publish, &content, body.clone(), &[201]);
+                let published = publisher.send(Method::POST, publish, &content, body, &[201]);
                 let received = consumer.send(Method::POST, receive, &[], "", &[200]);
                 let (published, received) = tokio::join!(published, received);
                 published?;
                 let (_, received) = received?;
-                let receipt = text(&received, "receipt")?;
+                let receipt = text(received, "receipt")?;
                 let receipts = format!("{{\"receipts\":[\"{receipt}\"]}}");
                 let json = [("content-type", "application/json")];
                 consumer.send(Method::POST, ack, &json, receipts, &[200]).await?;
@@ -230,7 +231,7 @@ async fn transactions(stage: &Stage, clients: usize, time: Duration) -> Result<F
                 let since = Instant::now();
                 let path = "/v1/transactions/bench?wait=30s";
                 let (_, answer) = http.send(Method::POST, path, &json, "{}", &[200]).await?;
-                ensure!(text(&answer, "outcome")? == "committed", "{}", String::from_utf8_lossy(&answer));
+                ensure!(text(answer, "outcome")? == "committed", "{}", String::from_utf8_lossy(answer));
                 meter.done(1, since);
             }
             Ok(())
