@@ -6,18 +6,23 @@ mod manifests;
 mod objects;
 mod schema;
 mod sidecars;
+mod witness;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use concordat_store::{Admin, AdminConfig};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::interval,
+};
 
 use self::{
     etcd::Etcd,
     manifests::Folder,
     objects::Objects,
     sidecars::{Sidecars, Spec},
+    witness::Witness,
 };
 
 /// What `dev` is told.
@@ -107,13 +112,18 @@ async fn follow(
     let admin = Admin::connect(AdminConfig { endpoints: vec![url.to_owned()], ..AdminConfig::default() })
         .await
         .with_context(|| format!("etcd at {url}"))?;
+    let mut witness = Witness::open(options.data.as_deref())?;
+    witness.look(&admin).await?;
     println!("etcd      {url}{}", own.as_ref().map_or(String::new(), Etcd::described));
-    let mut objects = Objects::begin(admin, &options.namespace).await?;
+    witness::raised(&admin, url, &options.namespace).await?;
+    let mut objects = Objects::begin(admin.clone(), &options.namespace).await?;
     objects.follow(folder).await?;
     sidecars.start(&options.sidecars, &options.namespace, url).await?;
     println!("ready     look with: concordat get locks --etcd {url}; stop with Ctrl-C");
+    let mut looks = interval(witness::EVERY);
     loop {
         tokio::select! {
+            _ = looks.tick() => witness.look(&admin).await?,
             changed = folder.changed() => {
                 changed?;
                 objects.follow(folder).await?;

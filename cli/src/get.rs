@@ -3,25 +3,24 @@
 mod objects;
 mod table;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueEnum;
 use concordat_operator::{Standing, kind::Kind, lock::Locks, queue::Queues, transaction::Transactions};
 use concordat_protocol::{Definition, Key, Range, Record};
-use concordat_store::{Admin, AdminConfig};
+use concordat_store::Admin;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use self::objects::Rebuilt;
-use crate::ETCD_PORT;
+use crate::etcd::Etcd;
 
 /// What `get` is told.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// What to print
     kind: What,
-    /// etcd's address [default: where `concordat dev` has it]
-    #[arg(long, value_name = "URL", env = "CONCORDAT_ETCD_ENDPOINTS")]
-    etcd: Option<String>,
+    #[command(flatten)]
+    etcd: Etcd,
     /// Namespace of the objects
     #[arg(long, short, value_name = "NAME", default_value = "default")]
     namespace: String,
@@ -51,15 +50,7 @@ enum Output {
 /// Prints the objects of one kind.
 pub(crate) fn run(options: Options) -> Result<()> {
     crate::dev::runtime()?.block_on(async {
-        let endpoints = match &options.etcd {
-            Some(urls) => urls.split(',').map(str::to_owned).collect(),
-            None => vec![format!("http://127.0.0.1:{ETCD_PORT}")],
-        };
-        let told = endpoints.join(",");
-        let admin =
-            Admin::connect(AdminConfig { endpoints, ..AdminConfig::default() }).await.with_context(|| {
-                format!("etcd at {told}: does `concordat dev` run? --etcd names another address")
-            })?;
+        let admin = options.etcd.connect().await?;
         let found = match options.kind {
             What::Locks => look::<Locks>(&admin, &options.namespace).await?,
             What::Queues => look::<Queues>(&admin, &options.namespace).await?,

@@ -1,6 +1,8 @@
 //! `concordat`: all of it on one machine, and its state in tables.
 
 mod dev;
+mod epoch;
+mod etcd;
 mod get;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -24,6 +26,8 @@ enum Command {
     Dev(dev::Options),
     /// Prints locks, queues or transactions as their status has them
     Get(get::Options),
+    /// Says whether etcd was restored from a snapshot, and goes on from there
+    Epoch(epoch::Options),
     /// Runs one sidecar: what `dev` starts for each `--sidecar`
     #[command(hide = true, disable_help_flag = true)]
     Sidecar {
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Command::Etcd { parent, arguments } => dev::become_etcd(parent, arguments),
         Command::Dev(options) => dev::run(options),
         Command::Get(options) => get::run(options),
+        Command::Epoch(options) => epoch::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

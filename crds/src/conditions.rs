@@ -76,6 +76,8 @@ pub mod reason {
     pub const UNDECIDED: &str = "Undecided";
     /// Stuck: a participant refused what it had agreed to do.
     pub const PARTICIPANT_REFUSED: &str = "ParticipantRefused";
+    /// Stuck: etcd was restored from a snapshot in which the transaction was not decided yet.
+    pub const ETCD_RESTORED: &str = "EtcdRestored";
     /// Stuck is false: every transaction can go on by itself.
     pub const PROGRESSING: &str = "Progressing";
 

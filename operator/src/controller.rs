@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use concordat_crds::names::FINALIZER;
 use concordat_protocol::{Definition, Key, Lease, Now, Plan};
+use concordat_store::Restored;
 use futures::{Stream, StreamExt, TryStreamExt, future::BoxFuture, stream};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -74,6 +75,8 @@ pub struct Shared {
     pub recorder: Recorder,
     /// For counting.
     pub metrics: Arc<Metrics>,
+    /// etcd's addresses, for people.
+    pub etcd: Vec<String>,
     /// The one namespace that is watched, or all.
     pub namespace: Option<String>,
     /// Those in which there are objects.
@@ -189,6 +192,14 @@ async fn pass<K: Kind>(guarded: &Guarded<K>, context: &Context<K>) -> Result<Act
     if !has_finalizer(meta) {
         let finalizers = meta.finalizers.iter().flatten().cloned().chain([FINALIZER.into()]).collect();
         context.set_finalizers(meta, finalizers).await?;
+    }
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    // Without an answer the next question has none either, and that is told.
+    if let Ok(Some(lost)) = context.shared.term.admin().lost(namespace).await {
+        let (endpoints, namespace) = (context.shared.etcd.clone(), namespace.to_owned());
+        let restored = Restored { why: lost.why, endpoints, namespace };
+        tell(object, &Standing::Unavailable(restored.to_string()), None, context).await?;
+        return Ok(Action::requeue(SOON));
     }
     match enforce(object, context).await {
         Ok((standing, state)) => tell(object, &standing, Some(&state), context).await,

@@ -9,15 +9,20 @@ use std::{
     time::Duration,
 };
 
+use concordat_protocol::timeline::Remembered;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
 use kube::{Api, Client, api::PostParams};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::admin::Health;
+
+/// The annotation that holds etcd's cluster id and the last revision that was seen, as in `cdf8181a8c3c7fb1:4711`.
+pub const REMEMBERED: &str = "concordat.dev/etcd";
 
 /// Which lease, and who wants it.
 #[derive(Clone, Debug)]
@@ -39,7 +44,12 @@ pub struct Elector {
     health: Arc<Health>,
     /// The lease as last seen, and since when it is so.
     seen: Option<(LeaseSpec, Instant)>,
+    /// What is remembered of etcd, outside it: in an annotation of the lease, which each leader finds and writes.
+    memory: Memory,
 }
+
+/// What the leader remembers of etcd.
+pub type Memory = Arc<Mutex<Option<Remembered>>>;
 
 /// What to do about a lease.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,7 +65,18 @@ enum Step {
 impl Elector {
     /// A candidate.
     pub fn new(client: Client, candidate: Candidate, health: Arc<Health>) -> Self {
-        Self { api: Api::namespaced(client, &candidate.namespace), candidate, health, seen: None }
+        Self {
+            api: Api::namespaced(client, &candidate.namespace),
+            candidate,
+            health,
+            seen: None,
+            memory: Memory::default(),
+        }
+    }
+
+    /// What the leader remembers of etcd: the last one's, once the lease is this replica's.
+    pub fn memory(&self) -> Memory {
+        self.memory.clone()
     }
 
     /// Returns once the lease is this replica's, with when the write that made it so was sent.
@@ -136,6 +157,7 @@ impl Elector {
             // The lease read carries its resource version: another's write in between makes this one a conflict.
             Step::Take => {
                 let mut lease = found.unwrap_or_default();
+                self.remember(&mut lease, spec.as_ref());
                 lease.spec = Some(self.taken(spec.as_ref()));
                 self.api.replace(&self.candidate.name, &PostParams::default(), &lease).await
             }
@@ -147,6 +169,26 @@ impl Elector {
             }
             Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Takes over what the leader before this one remembered, or writes down what this one does.
+    fn remember(&self, lease: &mut Lease, before: Option<&LeaseSpec>) {
+        let mut memory = self.memory.lock();
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        if before.is_some_and(|spec| holder(spec) == self.candidate.identity) {
+            annotations.extend(memory.as_ref().map(|memory| (REMEMBERED.to_owned(), written(memory))));
+        } else {
+            let found = annotations.get(REMEMBERED);
+            *memory = found.and_then(|text| read(text));
+            if memory.is_none()
+                && let Some(text) = found
+            {
+                tracing::warn!(
+                    text,
+                    "the lease's annotation {REMEMBERED} is not of the form cluster:revision"
+                );
+            }
         }
     }
 
@@ -183,6 +225,16 @@ impl Elector {
     }
 }
 
+fn written(Remembered { cluster, revision, .. }: &Remembered) -> String {
+    format!("{cluster:x}:{revision}")
+}
+
+fn read(text: &str) -> Option<Remembered> {
+    let (cluster, revision) = text.split_once(':')?;
+    let cluster = u64::from_str_radix(cluster, 16).ok()?;
+    Some(Remembered { epoch: None, cluster, revision: revision.parse().ok()?, offset: 0 })
+}
+
 fn holder(spec: &LeaseSpec) -> &str {
     spec.holder_identity.as_deref().unwrap_or_default()
 }
@@ -204,6 +256,14 @@ mod tests {
             lease_duration_seconds: Some(15),
             ..LeaseSpec::default()
         }
+    }
+
+    #[test]
+    fn what_is_remembered_of_etcd_is_read_as_it_was_written() {
+        let remembered = Remembered { epoch: None, cluster: 0xcdf8, revision: 4_711, offset: 0 };
+        assert_eq!(written(&remembered), "cdf8:4711");
+        assert_eq!(read("cdf8:4711"), Some(remembered));
+        assert_eq!(["", "x:1", "1", "1:x"].map(read), [None; 4]);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::{
     args::{Args, LogFormat},
     controller::{self, Shared},
     etcd::Term,
-    leader::{Candidate, Elector},
+    leader::{Candidate, Elector, Memory},
     lock::Locks,
     metrics::Metrics,
     queue::Queues,
@@ -104,6 +104,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         client: client.clone(),
         recorder: Recorder::new(client, reporter),
         identity: candidate.identity,
+        etcd: args.etcd_endpoints.clone(),
         namespace: args.namespace.clone(),
         health: health.clone(),
         metrics,
@@ -125,6 +126,7 @@ struct Replica {
     client: Client,
     recorder: Recorder,
     identity: String,
+    etcd: Vec<String>,
     namespace: Option<String>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -149,8 +151,11 @@ impl Replica {
     async fn elections(&self, admin: &Admin, elector: &mut Elector, stop: &CancellationToken) {
         loop {
             let since = elector.acquire().await;
+            let memory = elector.memory();
             tracing::info!(identity = self.identity, "leading");
             let term = async {
+                // First of all: nothing is written to an etcd that was restored and is not known to be.
+                self.look_after(admin, &memory).await;
                 match Term::begin(admin.clone(), &self.identity, self.metrics.clone()).await {
                     Ok(term) => self.lead(Arc::new(term), stop.child_token()).await,
                     Err(error) => tracing::warn!(%error, "etcd's epoch cannot be taken"),
@@ -158,11 +163,40 @@ impl Replica {
             };
             tokio::select! {
                 () = term => {}
+                () = self.keep_looking(admin, &memory) => {}
                 () = elector.keep(since) => tracing::warn!("the lease is lost"),
             }
             self.metrics.leads(false);
             tracing::info!(identity = self.identity, "no longer leading");
             sleep(RETRY).await;
+        }
+    }
+
+    /// Holds etcd against what is remembered of it, however long it takes to answer.
+    async fn look_after(&self, admin: &Admin, memory: &Memory) {
+        loop {
+            let remembered = *memory.lock();
+            match admin.look_after(remembered.as_ref()).await {
+                Ok(looked) => {
+                    if let Some(why) = looked.restored {
+                        tracing::error!(
+                            why,
+                            "etcd was restored from a snapshot: nothing is served until `concordat epoch raise` was run"
+                        );
+                    }
+                    *memory.lock() = Some(looked.remember);
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, "etcd was not looked after"),
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    async fn keep_looking(&self, admin: &Admin, memory: &Memory) {
+        loop {
+            sleep(PING).await;
+            self.look_after(admin, memory).await;
         }
     }
 
@@ -175,6 +209,7 @@ impl Replica {
             term: term.clone(),
             recorder: self.recorder.clone(),
             metrics: self.metrics.clone(),
+            etcd: self.etcd.clone(),
             namespace: self.namespace.clone(),
         };
         let sweeping = shared.clone();

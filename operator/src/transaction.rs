@@ -84,7 +84,9 @@ impl Kind for Transactions {
         now: Now,
     ) -> Option<Plan> {
         let Settings::Transaction(settings) = settings else { return None };
-        (settings.once && !state.handed_over).then(|| hand_over(object, settings, definition, now))
+        // What Kubernetes has seen of it is remembered when etcd is put back to before it was handed over.
+        let seen = object.status.as_ref().is_some_and(|status| status.id.is_some());
+        (settings.once && !state.handed_over && !seen).then(|| hand_over(object, settings, definition, now))
     }
 
     fn status(

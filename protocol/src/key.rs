@@ -139,6 +139,9 @@ pub enum Key {
         /// The sidecar.
         session: SessionId,
     },
+    /// Which etcd the namespace is of, and what its fences are raised by. Written by compare-and-swap: by the sidecar
+    /// that comes first, by whoever finds that etcd was restored, and by `concordat epoch raise`.
+    Timeline,
     /// The operator's leadership, one for the whole of etcd and in no namespace: every plan of the operator compares
     /// it. Written by the operator that became leader.
     Epoch,
@@ -153,6 +156,8 @@ pub enum Range {
     Definitions,
     /// All sessions.
     Sessions,
+    /// The markers of all sessions.
+    Markers,
     /// Work and answers for every sidecar of an app.
     Inbox(App),
     /// Work and answers for one sidecar of an app (`None`: work for the first one to come).
@@ -205,6 +210,7 @@ impl Range {
             (Self::All, key) => *key != Key::Epoch,
             (Self::Definitions, Key::Definition { .. })
             | (Self::Sessions, Key::Session(_))
+            | (Self::Markers, Key::Marker { .. })
             | (Self::Transactions, Key::Transaction(_))
             | (Self::Finished, Key::Done(_))
             | (Self::Locks, Key::Holder { .. } | Key::Waiter { .. } | Key::Shadow { .. })

@@ -15,6 +15,7 @@ pub mod queue;
 pub mod record;
 pub mod session;
 pub mod time;
+pub mod timeline;
 pub mod transaction;
 
 pub use definition::{Definition, Kind, Settings};

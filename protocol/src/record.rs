@@ -3,6 +3,7 @@
 use crate::{
     Definition, lock, queue,
     session::{Session, Stat},
+    timeline::Timeline,
     transaction,
 };
 
@@ -56,6 +57,8 @@ records! {
     Stat(Stat),
     /// Under [`crate::Key::Epoch`].
     Epoch(Epoch),
+    /// Under [`crate::Key::Timeline`].
+    Timeline(Timeline),
 }
 
 /// A marker carries nothing: its revisions tell.

@@ -119,7 +119,7 @@ pub enum Stage {
     Applying,
     /// It did what was decided.
     Applied,
-    /// It refused what was decided: a person must help.
+    /// It refused what was decided, or etcd was restored before there was a decision: a person must help.
     Stuck,
     /// A person gave it up.
     Skipped,

@@ -14,6 +14,7 @@ use axum::{
 use concordat_protocol::Millis;
 use concordat_store::{SessionState, Store};
 use http::{StatusCode, header};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{definitions::Definitions, metrics::Metrics};
@@ -27,6 +28,8 @@ pub struct Health {
     metrics: Arc<Metrics>,
     ending: CancellationToken,
     running: Arc<OnceLock<(Store, Definitions)>>,
+    /// Why there is nothing to be had of etcd yet.
+    waits: Arc<Mutex<String>>,
     /// When the session was opened, milliseconds on the monotonic clock; `NONE` without one.
     opened: Arc<AtomicU64>,
 }
@@ -36,7 +39,13 @@ const NONE: Millis = Millis::MAX;
 impl Health {
     /// Not ready yet, and not ready any more once `ending` is cancelled.
     pub fn new(metrics: Arc<Metrics>, ending: CancellationToken) -> Self {
-        Self { metrics, ending, running: Arc::default(), opened: Arc::new(AtomicU64::new(NONE)) }
+        let waits = Arc::new(Mutex::new("etcd has not been reached yet".to_owned()));
+        Self { metrics, ending, running: Arc::default(), waits, opened: Arc::new(AtomicU64::new(NONE)) }
+    }
+
+    /// etcd cannot be used yet, and why.
+    pub fn waits(&self, why: String) {
+        *self.waits.lock() = why;
     }
 
     /// etcd has been reached.
@@ -62,9 +71,9 @@ impl Health {
     }
 
     /// Why requests should go elsewhere, empty when they need not.
-    fn unready(&self) -> Vec<&'static str> {
+    fn unready(&self) -> Vec<String> {
         let Some((store, definitions)) = self.running.get() else {
-            return vec!["etcd has not been reached yet"];
+            return vec![self.waits.lock().clone()];
         };
         let silence = store.clock().now().monotonic.saturating_sub(definitions.heard());
         let live = matches!(*store.sessions().borrow(), SessionState::Live(_));
@@ -75,7 +84,8 @@ impl Health {
             (definitions.synced() && silence > LONGEST_SILENCE, "etcd's watch has not been heard of for 30s"),
         ]
         .into_iter()
-        .filter_map(|(holds, why)| holds.then_some(why))
+        .filter(|(holds, _)| *holds)
+        .map(|(_, why)| why.to_owned())
         .collect()
     }
 }

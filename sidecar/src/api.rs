@@ -14,13 +14,18 @@ pub mod queue;
 pub mod trace;
 pub mod transaction;
 
+use std::convert::Infallible;
+
 use axum::{
     Router,
+    extract::Request,
     response::{IntoResponse, Response},
     routing::get,
 };
 use bytes::Bytes;
+use concordat_store::Restored;
 use http::{Method, Uri, header};
+use tower::Service;
 use utoipa_axum::router::OpenApiRouter;
 
 use self::{described::Described, front::Front, guard::Token};
@@ -55,6 +60,18 @@ fn refusing(router: Router) -> Router {
 
 fn json(body: Bytes) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// What answers in place of the API while etcd's epoch must be raised first.
+pub fn restored(
+    restored: &Restored,
+    token: Option<Token>,
+) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static {
+    let problem = Problem::restored(restored);
+    tower::service_fn(move |request: Request| {
+        let refused = guard::admit(&request, token.as_ref()).err().unwrap_or_else(|| problem.clone());
+        async move { Ok(refused.into_response()) }
+    })
 }
 
 /// 503 while the sidecar ends: what would begin is refused.

@@ -1,7 +1,7 @@
 //! Refusals: problem documents (RFC 9457) whose `code` never changes its meaning.
 
 use axum::response::{IntoResponse, Response};
-use concordat_store::CommitError;
+use concordat_store::{CommitError, Restored};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -130,6 +130,11 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, "It cannot be done at present")
             .detail(detail)
             .outcome(Outcome::NotApplied)
+    }
+
+    /// 503: etcd was restored from a snapshot, and its epoch must be raised first.
+    pub fn restored(restored: &Restored) -> Self {
+        Self::unavailable("etcd-restored", restored.to_string()).with("command", restored.command())
     }
 
     /// 500: our fault.

@@ -3,12 +3,12 @@
 use std::{ffi::OsString, io::IsTerminal, net::Ipv4Addr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use concordat_protocol::{Millis, session};
+use concordat_protocol::{Millis, session, timeline::Remembered};
 use concordat_store::{
-    Config, ConnectError, Store,
+    Config, ConnectError, Restored, Store,
     observer::{Counts, Observer, Purpose},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -32,6 +32,9 @@ const BAD_CONFIGURATION: u8 = 64;
 /// The wait between attempts to reach etcd at the start.
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long answers under way may take when etcd was restored.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Runs the sidecar to its end. `env` reads a variable.
 pub fn main(args: impl IntoIterator<Item = OsString>, env: impl Fn(&str) -> Option<String>) -> ExitCode {
     // Only fails when one is installed already: then there is one.
@@ -49,8 +52,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, env: impl Fn(&str) -> Opti
     };
     failpoint::setup();
     log(&settings);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(run(settings))) {
+    match live(&settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -70,29 +72,82 @@ fn log(settings: &Settings) {
     }
 }
 
-async fn run(settings: Settings) -> Result<()> {
-    let mut signals = Signals::listen().context("cannot listen for signals")?;
-    let api = bind((Ipv4Addr::LOCALHOST, settings.api_port)).await?;
-    let admin = bind(settings.admin).await?;
-    let dapr = match settings.dapr {
-        Some(ports) => Some((
-            bind((Ipv4Addr::LOCALHOST, ports.http)).await?,
-            bind((Ipv4Addr::LOCALHOST, ports.grpc)).await?,
-        )),
-        None => None,
-    };
+/// Lives as often as etcd is restored, and once. All that was made of what etcd was goes with its runtime: a machine that
+/// is dropped cannot act on what was never so.
+fn live(settings: &Settings) -> Result<()> {
+    let mut kept = None;
+    loop {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("cannot start the runtime")?;
+        kept = runtime.block_on(async {
+            let kept = match kept {
+                Some(kept) => kept,
+                None => Kept::bind(settings).await?,
+            };
+            run(settings, kept).await
+        })?;
+        if kept.is_none() {
+            return Ok(());
+        }
+        runtime.shutdown_background();
+    }
+}
+
+/// What goes from one life to the next.
+struct Kept {
+    signals: Signals,
+    ports: Ports,
+    remembered: Option<Remembered>,
+}
+
+/// Where it listens. Who connects while nobody serves there waits.
+struct Ports {
+    api: Listening,
+    admin: Listening,
+    dapr: Option<(Listening, Listening)>,
+}
+
+struct Listening(std::net::TcpListener);
+
+impl Kept {
+    async fn bind(settings: &Settings) -> Result<Self> {
+        let signals = Signals::listen().context("cannot listen for signals")?;
+        let api = bind((Ipv4Addr::LOCALHOST, settings.api_port)).await?;
+        let admin = bind(settings.admin).await?;
+        let dapr = match settings.dapr {
+            Some(ports) => Some((
+                bind((Ipv4Addr::LOCALHOST, ports.http)).await?,
+                bind((Ipv4Addr::LOCALHOST, ports.grpc)).await?,
+            )),
+            None => None,
+        };
+        Ok(Self { signals, ports: Ports { api, admin, dapr }, remembered: None })
+    }
+}
+
+impl Listening {
+    /// For a server of this life.
+    fn listener(&self) -> Result<TcpListener> {
+        Ok(TcpListener::from_std(self.0.try_clone()?)?)
+    }
+}
+
+/// Lives until a signal, or until etcd is not what it was: then with what the next life is given.
+async fn run(settings: &Settings, kept: Kept) -> Result<Option<Kept>> {
+    let Kept { mut signals, ports, remembered } = kept;
     let metrics = Arc::new(Metrics::default());
     count_panics(metrics.clone());
 
     let (stop, ending) = (CancellationToken::new(), CancellationToken::new());
     let health = Health::new(metrics.clone(), ending.clone());
-    let admin = tokio::spawn(serve(admin, admin::router(health.clone()), stop.clone()));
+    let admin = tokio::spawn(serve(ports.admin.listener()?, admin::router(health.clone()), stop.clone()));
 
     let store = tokio::select! {
-        store = connect(&settings, &metrics) => store?,
-        () = signals.recv() => return Ok(()),
+        store = connect(settings, &metrics, remembered, &ports, &health) => store?,
+        () = signals.recv() => return Ok(None),
     };
-    let context = start(store, &settings, metrics);
+    let context = start(store, settings, metrics);
+    let api = ports.api.listener()?;
     health.running(context.store.clone(), context.definitions.clone());
     tracing::info!(
         api = %api.local_addr()?,
@@ -103,14 +158,28 @@ async fn run(settings: Settings) -> Result<()> {
     );
     let front = api::front(context.clone(), settings.token.clone()).into_service();
     let mut served = vec![tokio::spawn(serve(api, front, ending.clone()))];
-    if let Some((http, grpc)) = dapr {
+    if let Some((http, grpc)) = &ports.dapr {
+        let (http, grpc) = (http.listener()?, grpc.listener()?);
         tracing::info!(http = %http.local_addr()?, grpc = %grpc.local_addr()?, "serving Dapr's lock API");
-        let dapr = Dapr::new(&context, settings.token);
+        let dapr = Dapr::new(&context, settings.token.clone());
         served.push(tokio::spawn(serve(http, dapr::http::router(dapr.clone()), ending.clone())));
         served.push(tokio::spawn(serve(grpc, dapr::grpc::router(dapr), ending.clone())));
     }
 
-    signals.recv().await;
+    let over = tokio::select! {
+        () = signals.recv() => None,
+        why = context.store.over() => Some(why),
+    };
+    if let Some(why) = over {
+        tracing::warn!(why, "what is held is lost, and all begins anew");
+        ending.cancel();
+        // Whoever waits is told; whoever comes now waits for the next life.
+        let _ = tokio::time::timeout(LAST_WORDS, futures::future::join_all(served)).await;
+        stop.cancel();
+        let _ = tokio::time::timeout(Duration::from_millis(100), admin).await;
+        return Ok(Some(Kept { signals, ports, remembered: Some(context.store.remembered()) }));
+    }
+    drop(ports);
     tracing::info!(grace = ?settings.drain_grace, "ending");
     ending.cancel();
     let drained = async {
@@ -124,22 +193,66 @@ async fn run(settings: Settings) -> Result<()> {
     stop.cancel();
     let _ = tokio::time::timeout(Duration::from_millis(100), admin).await;
     tracing::info!("ended");
-    Ok(())
+    Ok(None)
 }
 
-/// Connects to etcd, however long it takes until one answers; what waiting does not mend is an error.
-async fn connect(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Store, ConnectError> {
+/// Connects to etcd, however long it takes until one answers that is what it was; what waiting does not mend is an error.
+async fn connect(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    remembered: Option<Remembered>,
+    ports: &Ports,
+    health: &Health,
+) -> Result<Store> {
     let mut told = String::new();
+    let mut refusing = None;
     loop {
-        let why = match Store::connect(store_config(settings, metrics.clone())).await {
-            Err(error @ ConnectError::Unreachable { .. }) => error.to_string(),
-            other => return other,
+        let config = Config { remembered, ..store_config(settings, metrics.clone()) };
+        let why = match Store::connect(config).await {
+            Err(ConnectError::Restored(restored)) => {
+                if refusing.is_none() {
+                    refusing = Some(Refusing::start(&restored, settings, ports)?);
+                }
+                restored.to_string()
+            }
+            Err(error @ ConnectError::Unreachable { .. }) => format!("{error}; trying again until one does"),
+            Ok(store) => {
+                if let Some(refusing) = refusing {
+                    refusing.end().await;
+                }
+                return Ok(store);
+            }
+            Err(error) => return Err(error.into()),
         };
         if why != told {
-            tracing::warn!("{why}; trying again until one does");
+            tracing::warn!("{why}");
+            health.waits(why.clone());
             told = why;
         }
         tokio::time::sleep(CONNECT_AGAIN).await;
+    }
+}
+
+/// Answers every request that etcd's epoch must be raised first.
+struct Refusing {
+    end: CancellationToken,
+    served: Vec<JoinHandle<()>>,
+}
+
+impl Refusing {
+    fn start(restored: &Restored, settings: &Settings, ports: &Ports) -> Result<Self> {
+        let end = CancellationToken::new();
+        let dapr = ports.dapr.iter().flat_map(|(http, grpc)| [http, grpc]);
+        let served = std::iter::once(&ports.api).chain(dapr).map(|port| {
+            let service = api::restored(restored, settings.token.clone());
+            Ok(tokio::spawn(serve(port.listener()?, service, end.clone())))
+        });
+        Ok(Self { served: served.collect::<Result<_>>()?, end })
+    }
+
+    async fn end(self) {
+        self.end.cancel();
+        let _ = tokio::time::timeout(LAST_WORDS, futures::future::join_all(self.served)).await;
     }
 }
 
@@ -165,8 +278,9 @@ fn start(store: Store, settings: &Settings, metrics: Arc<Metrics>) -> Context {
     .into()
 }
 
-async fn bind<A: tokio::net::ToSocketAddrs + Copy + std::fmt::Debug>(address: A) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address:?}"))
+async fn bind<A: tokio::net::ToSocketAddrs + Copy + std::fmt::Debug>(address: A) -> Result<Listening> {
+    let bound = TcpListener::bind(address).await.and_then(TcpListener::into_std);
+    bound.map(Listening).with_context(|| format!("cannot listen on {address:?}"))
 }
 
 fn store_config(settings: &Settings, metrics: Arc<Metrics>) -> Config {

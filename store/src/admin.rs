@@ -123,16 +123,18 @@ impl Admin {
         Watch::start(id, Scope { namespace: namespace.into(), range }, self.hub.clone())
     }
 
-    fn exchange(&self, namespace: &str) -> Exchange {
+    pub(crate) fn exchange(&self, namespace: &str) -> Exchange {
         Exchange {
             namespace: namespace.into(),
             connection: self.connection.clone(),
             observer: Arc::new(Silent),
+            memory: None,
         }
     }
 }
 
-fn lower(plan: Plan) -> Result<wire::Txn, CommitError> {
+/// A plan as etcd is asked it by itself.
+pub(crate) fn lower(plan: Plan) -> Result<wire::Txn, CommitError> {
     let mut then = Vec::new();
     for write in plan.writes {
         then.push(match write {

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use concordat_protocol::{Millis, session};
+use concordat_protocol::{Millis, session, timeline::Remembered};
 
 use crate::{
     batch::BatchRules,
@@ -28,6 +28,9 @@ pub struct Config {
     pub request_timeout: Millis,
     /// How long a commit may stay unresolved before its caller is told so, milliseconds.
     pub resolve_timeout: Millis,
+    /// What an earlier store of this process remembers ([`crate::Store::remembered`]): an etcd that has fallen behind it
+    /// was restored.
+    pub remembered: Option<Remembered>,
     /// The rules of the group commit: all of them on, but in a test that plants a bug.
     pub rules: BatchRules,
     /// Who is told of requests and batches.
@@ -50,6 +53,7 @@ impl Config {
             session,
             request_timeout: 5_000,
             resolve_timeout: 15_000,
+            remembered: None,
             rules: BatchRules::default(),
             observer: Arc::new(Silent),
         }

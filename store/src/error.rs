@@ -1,5 +1,7 @@
 //! What can go wrong, in the three kinds that matter to a caller: it did not happen, it may have, it never will.
 
+use std::fmt;
+
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -25,6 +27,40 @@ pub enum ConnectError {
     /// etcd's version is unsafe for nested transactions.
     #[error("{0}")]
     Unsupported(#[from] crate::version::Unsupported),
+    /// etcd was restored from a snapshot, and the namespace's epoch was not raised since.
+    #[error("{0}")]
+    Restored(Restored),
+}
+
+/// That etcd was restored from a snapshot: nothing is served in the namespace until its epoch is raised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// How it was noticed.
+    pub why: String,
+    /// etcd's addresses.
+    pub endpoints: Vec<String>,
+    /// The namespace.
+    pub namespace: String,
+}
+
+impl std::error::Error for Restored {}
+
+impl Restored {
+    /// The command that raises the epoch.
+    pub fn command(&self) -> String {
+        format!("concordat epoch raise --etcd {} --namespace {}", self.endpoints.join(","), self.namespace)
+    }
+}
+
+impl fmt::Display for Restored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "etcd was restored from a snapshot ({}): nothing is served until this was run: {}",
+            self.why,
+            self.command()
+        )
+    }
 }
 
 /// Why a plan or a read has no answer.

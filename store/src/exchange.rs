@@ -16,6 +16,7 @@ use crate::{
     connection::Connection,
     keys,
     observer::{Counts, Observer, Purpose},
+    timeline::Memory,
     wire::{self, Txn, TxnAnswer},
 };
 
@@ -25,6 +26,8 @@ pub(crate) struct Exchange {
     pub(crate) namespace: Arc<str>,
     pub(crate) connection: Arc<Connection>,
     pub(crate) observer: Arc<dyn Observer>,
+    /// What answers are held against; `None` for whoever looks after an etcd that may have been restored.
+    pub(crate) memory: Option<Arc<Memory>>,
 }
 
 /// What a range held: keys and their items in the order of etcd's keys.
@@ -37,8 +40,15 @@ impl Exchange {
         let request = kv.txn(wire::txn(&self.namespace, txn)).boxed();
         let mut counts = wire::count(txn);
         counts.plans = counts.plans.max(1);
+        let before = self.memory.as_ref().map(|memory| memory.last());
         let response = self.ask(purpose, counts, of, request).await?.0;
-        let revision = response.header.as_ref().map_or(0, |header| header.revision);
+        let header = response.header.unwrap_or_default();
+        let (cluster, revision) = (header.cluster_id, header.revision);
+        if let (Some(memory), Some(before)) = (&self.memory, before)
+            && !memory.hear(before, cluster, revision)
+        {
+            return Err(Refusal::Unknown("etcd was restored from a snapshot".into()));
+        }
         Ok((wire::answer(&self.namespace, response), revision))
     }
 

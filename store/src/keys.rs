@@ -9,6 +9,7 @@
 //! /concordat/<ns>/def/<kind>/<name>
 //! /concordat/<ns>/session/<sid>
 //! /concordat/<ns>/marker/<sid>/<name>
+//! /concordat/<ns>/timeline
 //! /concordat/<ns>/inbox/<app>/<sid or ->/work/<id>/<branch>
 //! /concordat/<ns>/inbox/<app>/<sid>/answer/<id>/<branch>
 //! /concordat/<ns>/tx/<id>
@@ -72,6 +73,7 @@ pub fn encode(namespace: &str, key: &Key) -> Vec<u8> {
             .literal("answer")
             .text(transaction.as_str())
             .text(branch.as_str()),
+        Key::Timeline => text.literal("timeline"),
         Key::Transaction(id) => text.literal("tx").text(id.as_str()),
         Key::Done(id) => text.literal("done").text(id.as_str()),
         Key::Holder { lock, key } => text.lock(lock, key).literal("holder"),
@@ -128,6 +130,7 @@ pub fn range(namespace: &str, range: &Range) -> (Vec<u8>, Vec<u8>) {
         Range::All => text,
         Range::Definitions => text.literal("def"),
         Range::Sessions => text.literal("session"),
+        Range::Markers => text.literal("marker"),
         Range::Inbox(app) => text.literal("inbox").text(app.as_str()),
         Range::InboxOf(app, session) => text.literal("inbox").text(app.as_str()).somebody(session.as_ref()),
         Range::Answers(app, session, transaction) => text
@@ -269,6 +272,7 @@ fn parse(bytes: &[u8]) -> Result<(Option<Cow<'_, str>>, Key), Why> {
         "def" => Key::Definition { kind: parts.kind()?, name: parts.id()? },
         "session" => Key::Session(parts.id()?),
         "marker" => Key::Marker { session: parts.id()?, name: parts.id()? },
+        "timeline" => Key::Timeline,
         "inbox" => parts.inbox()?,
         "tx" => Key::Transaction(parts.id()?),
         "done" => Key::Done(parts.id()?),

@@ -9,6 +9,7 @@ use concordat_protocol::{
     Definition as Def, Record, Settings,
     record::{Epoch as OfEpoch, Marker as OfMarker},
     session,
+    timeline::{Lost as OfLost, Timeline as OfTimeline},
 };
 use prost::Message as _;
 
@@ -68,6 +69,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Dedup(dedup) => Body::Dedup(dedup.into()),
         Record::Stat(stat) => Body::Stat(stat.into()),
         Record::Epoch(OfEpoch { holder }) => Body::Epoch(Epoch { holder: holder.clone() }),
+        Record::Timeline(timeline) => Body::Timeline(timeline.into()),
     };
     Envelope { version: VERSION, body: Some(body) }.encode_to_vec()
 }
@@ -100,6 +102,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, Error> {
         Body::Dedup(dedup) => Record::Dedup(dedup.try_into()?),
         Body::Stat(stat) => Record::Stat(stat.into()),
         Body::Epoch(Epoch { holder }) => Record::Epoch(OfEpoch { holder }),
+        Body::Timeline(timeline) => Record::Timeline(timeline.into()),
     })
 }
 
@@ -120,7 +123,7 @@ struct Versioned {
 struct Envelope {
     #[prost(uint32, tag = "1")]
     version: u32,
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     body: Option<Body>,
 }
 
@@ -160,6 +163,8 @@ enum Body {
     Waiter(lock::Waiter),
     #[prost(message, tag = "18")]
     Shadow(lock::Shadow),
+    #[prost(message, tag = "19")]
+    Timeline(Timeline),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -213,6 +218,28 @@ struct Counter {
 struct Epoch {
     #[prost(string, tag = "1")]
     holder: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Timeline {
+    #[prost(uint64, tag = "1")]
+    epoch: u64,
+    #[prost(uint64, tag = "2")]
+    cluster: u64,
+    #[prost(uint64, tag = "3")]
+    index: u64,
+    #[prost(int64, tag = "4")]
+    offset: i64,
+    #[prost(message, optional, tag = "5")]
+    lost: Option<Lost>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Lost {
+    #[prost(string, tag = "1")]
+    why: String,
+    #[prost(int64, tag = "2")]
+    raised: i64,
 }
 
 /// A type of a few values, each written as a number of its own; 0 is none of them, so that a value that is not there
@@ -272,6 +299,20 @@ impl From<&session::Session> for Session {
 impl From<Session> for session::Session {
     fn from(Session { pod, app, accepts }: Session) -> Self {
         Self { pod, app: app.into(), accepts }
+    }
+}
+
+impl From<&OfTimeline> for Timeline {
+    fn from(OfTimeline { epoch, cluster, index, offset, lost }: &OfTimeline) -> Self {
+        let lost = lost.as_ref().map(|OfLost { why, raised }| Lost { why: why.clone(), raised: *raised });
+        Self { epoch: *epoch, cluster: *cluster, index: *index, offset: *offset, lost }
+    }
+}
+
+impl From<Timeline> for OfTimeline {
+    fn from(Timeline { epoch, cluster, index, offset, lost }: Timeline) -> Self {
+        let lost = lost.map(|Lost { why, raised }| OfLost { why, raised });
+        Self { epoch, cluster, index, offset, lost }
     }
 }
 

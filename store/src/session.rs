@@ -1,7 +1,7 @@
 //! One life of this process in etcd: a lease kept alive on a connection of its own, and what hangs on it.
 
 mod belief;
-mod lease;
+pub(crate) mod lease;
 mod leases;
 
 use std::{
@@ -17,6 +17,7 @@ use concordat_protocol::{
     Answer, App, Key, Lease, Millis, Now, Plan, Range, SessionId, Write,
     etcd::{Op, Txn},
     record,
+    timeline::{self as decided, Lost, Remembered, Timeline, Verdict},
 };
 use futures::FutureExt;
 use parking_lot::Mutex;
@@ -24,13 +25,14 @@ use tokio::sync::{Notify, oneshot};
 
 use self::{belief::Belief, lease::Granted, leases::Leases};
 use crate::{
-    CommitError, Config, Refusal,
+    CommitError, Config, Refusal, admin,
     batch::{Abandoned, BatchRules, Batcher, FLUSHERS, LeaseId, Marker, Settled, lower},
     clock::Clock,
     connection::back_off,
     exchange::Exchange,
     observer::Purpose,
     record::encode,
+    timeline,
 };
 
 /// A sidecar's session as it may be asked at any time.
@@ -73,9 +75,26 @@ pub enum SessionState {
 
 type Ticket = oneshot::Sender<Result<Answer, CommitError>>;
 
+/// Why there is no session.
+#[derive(Debug)]
+pub(crate) enum NotOpened {
+    /// etcd did not answer, or refused.
+    Refused(Refusal),
+    /// etcd was restored.
+    Restored(Lost),
+}
+
+impl From<Refusal> for NotOpened {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 /// A session with its group commit.
 pub(crate) struct Live {
     pub(crate) session: Session,
+    /// The namespace's timeline when it was opened: the session ends with its epoch.
+    pub(crate) timeline: Timeline,
     lease: Granted,
     leases: Arc<Leases>,
     rules: BatchRules,
@@ -86,12 +105,49 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Opens a session: its lease, its key, its markers. `exchange` asks on the connection for keepalives.
+    /// Opens a session in an etcd that is what it was: its lease, its key, its markers. `exchange` asks on the connection
+    /// for keepalives.
     pub(crate) async fn open(
         config: &Config,
         clock: Clock,
         exchange: &Exchange,
-    ) -> Result<Arc<Self>, Refusal> {
+        remembered: Option<&Remembered>,
+    ) -> Result<Arc<Self>, NotOpened> {
+        loop {
+            let found = timeline::find(exchange).await?;
+            match decided::judge(found.recorded.as_ref(), &found.observed, remembered) {
+                Verdict::Fine(newer) => {
+                    // What is remembered of an earlier epoch is no measure of this one.
+                    let epoch = found.recorded.as_ref().map_or(0, |recorded| recorded.epoch);
+                    if let (Some(memory), Some(remembered)) = (&exchange.memory, remembered)
+                        && remembered.epoch.is_some_and(|known| known < epoch)
+                    {
+                        memory.begin(&found.observed);
+                    }
+                    if let Some(live) = Self::begin(config, clock, exchange, found, newer).await? {
+                        return Ok(live);
+                    }
+                }
+                Verdict::Restored(lost) => {
+                    if found.recorded.as_ref().is_some_and(|recorded| recorded.lost.as_ref() == Some(&lost))
+                        // What is not written for want of an answer is for the next one to write.
+                        || tell(exchange, &found, lost.clone()).await.unwrap_or(true)
+                    {
+                        return Err(NotOpened::Restored(lost));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens a session, `None` when the timeline is no more as it was found.
+    async fn begin(
+        config: &Config,
+        clock: Clock,
+        exchange: &Exchange,
+        found: timeline::Found,
+        newer: Option<Timeline>,
+    ) -> Result<Option<Arc<Self>>, Refusal> {
         let id = nonce()?;
         let lease = lease::grant(&exchange.connection, clock, config.session_ttl).await?;
         let marker = |name: String| Key::Marker { session: id.clone(), name: name.into() };
@@ -99,9 +155,16 @@ impl Live {
         let put = |key, value| Op::Put { key, value, lease: lease.id };
         let mut then = vec![put(Key::Session(id.clone()), encode(&config.session.clone().into()).into())];
         then.extend((0..FLUSHERS).map(|flusher| put(marker(flusher.to_string()), value.clone())));
-        let opened = exchange.txn(Purpose::Session, &Txn { then, ..Txn::default() }).await;
+        let record = newer.as_ref().map(|record| encode(&record.clone().into()).into());
+        then.extend(record.map(|value| Op::Put { key: Key::Timeline, value, lease: 0 }));
+        let compares = Plan::new().unchanged(Key::Timeline, found.revision).compares;
+        let opened = exchange.txn(Purpose::Session, &Txn { compares, then, ..Txn::default() }).await;
         let revision = match opened {
-            Ok((_, revision)) => revision,
+            Ok((answer, revision)) if answer.held => revision,
+            Ok(_) => {
+                lease::revoke(&exchange.connection, lease.id).await;
+                return Ok(None);
+            }
             Err(refusal) => {
                 lease::revoke(&exchange.connection, lease.id).await;
                 return Err(refusal);
@@ -120,8 +183,10 @@ impl Live {
             pod: config.session.pod.clone(),
             belief: lease.belief.clone(),
         };
-        Ok(Arc::new(Self {
+        let Some(timeline) = newer.or(found.recorded) else { return Ok(None) };
+        Ok(Some(Arc::new(Self {
             session,
+            timeline,
             lease,
             leases: Arc::new(Leases::new(id, exchange.clone(), clock)),
             rules: config.rules,
@@ -129,7 +194,7 @@ impl Live {
             wake: Notify::new(),
             roused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-        }))
+        })))
     }
 
     /// Keeps it alive; returns when it is over.
@@ -277,6 +342,14 @@ impl Live {
             }
         }
     }
+}
+
+/// Writes down that etcd was restored; false when the timeline is no more as it was found.
+pub(crate) async fn tell(exchange: &Exchange, found: &timeline::Found, lost: Lost) -> Result<bool, Refusal> {
+    let plan = decided::tell(found.recorded.as_ref(), found.revision, &found.observed, lost);
+    let txn = admin::lower(plan).map_err(|error| Refusal::NotSent(error.to_string()))?;
+    let exchange = Exchange { memory: None, ..exchange.clone() };
+    Ok(exchange.txn(Purpose::Session, &txn).await?.0.held)
 }
 
 /// A session's id: never used before or again.

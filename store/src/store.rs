@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use concordat_protocol::{Answer, Key, Millis, Plan, Range};
+use concordat_protocol::{Answer, Key, Millis, Plan, Range, timeline::Remembered};
 use futures::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
@@ -17,14 +17,15 @@ use tokio::{
 };
 
 use crate::{
-    CommitError, Config, ConnectError, Refusal,
+    CommitError, Config, ConnectError, Refusal, Restored,
     batch::FLUSHERS,
     clock::Clock,
     connection::{Connection, Dialer, back_off},
     exchange::Exchange,
     read,
-    session::{Live, Session, SessionState},
+    session::{Live, NotOpened, Session, SessionState},
     space::{self, Gauge, Space},
+    timeline::Memory,
     version,
     watch::{Command, Scope, Watch},
 };
@@ -44,6 +45,12 @@ struct Shared {
     keep: Exchange,
     live: RwLock<Arc<Live>>,
     states: watch::Sender<SessionState>,
+    /// The namespace's epoch, and what its revisions are raised by: the same for the life of the store.
+    epoch: u64,
+    offset: i64,
+    memory: Arc<Memory>,
+    /// Why this store has no more sessions.
+    over: watch::Sender<Option<String>>,
     hub: mpsc::UnboundedSender<Command>,
     watches: AtomicU64,
     gauge: Gauge,
@@ -54,15 +61,17 @@ impl Store {
     /// Connects to etcd and opens a session.
     ///
     /// # Errors
-    /// When no endpoint answers, etcd is too old, or the configuration cannot be used.
+    /// When no endpoint answers, etcd is too old or was restored from a snapshot, or the configuration cannot be used.
     pub async fn connect(config: Config) -> Result<Self, ConnectError> {
         let clock = Clock::start();
         let dialer = Dialer::new(&config).await?;
+        let memory = Arc::new(Memory::of(config.remembered.as_ref()));
         let exchange = async |start| {
             Ok::<_, ConnectError>(Exchange {
                 namespace: config.namespace.as_str().into(),
                 connection: Arc::new(Connection::open(dialer.clone(), start).await?),
                 observer: config.observer.clone(),
+                memory: Some(memory.clone()),
             })
         };
         // Sidecars spread over the members; each of them may answer for all.
@@ -74,6 +83,10 @@ impl Store {
         let shared = Arc::new(Shared {
             states: watch::Sender::new(SessionState::Live(live.session.id.clone())),
             live: RwLock::new(live.clone()),
+            epoch: live.timeline.epoch,
+            offset: live.timeline.offset,
+            memory: memory.clone(),
+            over: watch::Sender::new(None),
             config,
             clock,
             bulk: bulk.clone(),
@@ -111,6 +124,25 @@ impl Store {
     /// Tells what becomes of the session: lost when it is no longer believed, live when a new one is opened.
     pub fn sessions(&self) -> watch::Receiver<SessionState> {
         self.shared.states.subscribe()
+    }
+
+    /// What revisions are raised by before a fence is made of them. The same as long as the store lives: when the epoch is
+    /// raised the store is over ([`Self::over`]).
+    pub fn fence_offset(&self) -> i64 {
+        self.shared.offset
+    }
+
+    /// Waits until this store can have no more sessions, because etcd was restored or its epoch was raised, and tells why.
+    /// What was made of it must be dropped; another store goes on, given [`Self::remembered`].
+    pub async fn over(&self) -> String {
+        let mut over = self.shared.over.subscribe();
+        let why = over.wait_for(Option::is_some).await.map(|why| why.clone());
+        why.ok().flatten().unwrap_or_default()
+    }
+
+    /// What the next store of this process is to remember of etcd.
+    pub fn remembered(&self) -> Remembered {
+        self.shared.remembered()
     }
 
     /// Until when the lease of [`concordat_protocol::Lease::Ttl`] with this time to live is believed, on the monotonic
@@ -222,17 +254,31 @@ impl Shared {
     /// Keeps a session, and opens another when it is lost, for ever.
     async fn run(&self, mut live: Arc<Live>) {
         loop {
-            live.keep(self.clock, &self.keep).await;
+            let contradicted = tokio::select! {
+                () = live.keep(self.clock, &self.keep) => None,
+                why = self.memory.contradicted() => Some(why),
+            };
             tracing::warn!(session = %live.session.id, "the session is lost");
             self.states.send_replace(SessionState::Lost(live.session.id.clone()));
             live.end();
             let (lost, keep) = (live, self.keep.clone());
-            tokio::spawn(async move { lost.revoke(&keep).await });
+            let revoked = tokio::spawn(async move { lost.revoke(&keep).await });
+            if let Some(why) = contradicted {
+                // Whoever holds the store may end with it.
+                let _ = revoked.await;
+                return self.end(why);
+            }
             let mut failures = 0;
             live = loop {
-                match Live::open(&self.config, self.clock, &self.keep).await {
-                    Ok(live) => break live,
-                    Err(why) => tracing::debug!(?why, "no session was opened"),
+                match Live::open(&self.config, self.clock, &self.keep, Some(&self.remembered())).await {
+                    Ok(live) if live.timeline.epoch == self.epoch => break live,
+                    Ok(live) => {
+                        live.end();
+                        live.revoke(&self.keep).await;
+                        return self.end(format!("epoch {} has begun", live.timeline.epoch));
+                    }
+                    Err(NotOpened::Restored(lost)) => return self.end(lost.why),
+                    Err(NotOpened::Refused(why)) => tracing::debug!(?why, "no session was opened"),
                 }
                 tokio::time::sleep(Duration::from_millis(back_off(failures))).await;
                 failures += 1;
@@ -241,6 +287,18 @@ impl Shared {
             *self.live.write() = live.clone();
             self.states.send_replace(SessionState::Live(live.session.id.clone()));
         }
+    }
+}
+
+impl Shared {
+    fn remembered(&self) -> Remembered {
+        let (cluster, revision) = self.memory.last();
+        Remembered { epoch: Some(self.epoch), cluster, revision, offset: self.offset }
+    }
+
+    fn end(&self, why: String) {
+        tracing::warn!(why, "this is not the etcd that it was");
+        self.over.send_replace(Some(why));
     }
 }
 
@@ -275,9 +333,13 @@ pub(crate) async fn check_version(exchange: &Exchange, config: &Config) -> Resul
 async fn first_session(config: &Config, clock: Clock, keep: &Exchange) -> Result<Arc<Live>, ConnectError> {
     let mut last = Refusal::NotSent(String::new());
     for _ in &config.endpoints {
-        match Live::open(config, clock, keep).await {
+        match Live::open(config, clock, keep, config.remembered.as_ref()).await {
             Ok(live) => return Ok(live),
-            Err(refusal) => last = refusal,
+            Err(NotOpened::Refused(refusal)) => last = refusal,
+            Err(NotOpened::Restored(lost)) => {
+                let (endpoints, namespace) = (config.endpoints.clone(), config.namespace.clone());
+                return Err(ConnectError::Restored(Restored { why: lost.why, endpoints, namespace }));
+            }
         }
     }
     let why = format!("no session was opened: {}", read::unanswered(last));

@@ -195,6 +195,7 @@ fn kind(key: &Key) -> &'static str {
         Key::Dead { .. } => "dead letter",
         Key::Dedup { .. } => "dedup",
         Key::Stat { .. } => STAT,
+        Key::Timeline => "timeline",
         Key::Epoch => "epoch",
     }
 }

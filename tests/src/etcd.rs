@@ -1,5 +1,7 @@
 //! A real etcd, of one node or several, whose members can be killed, stopped and started again.
 
+mod restore;
+
 use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -8,6 +10,8 @@ use etcd_client::{
     Identity as TlsIdentity, TlsOptions,
 };
 use tempfile::TempDir;
+
+pub use self::restore::Backup;
 
 use crate::{
     kube::pki::{Authority, Identity},
@@ -55,6 +59,8 @@ pub struct Etcd {
     settings: Settings,
     members: Vec<Member>,
     pki: Option<Pki>,
+    /// Another `--initial-cluster-token` than the one of its own.
+    token: Option<String>,
     folder: TempDir,
 }
 
@@ -101,7 +107,7 @@ impl Etcd {
             members.push(Member { port: free_port()?, peer: free_port()?, process: None });
         }
         let pki = if settings.tls { Some(Pki::write(&folder)?) } else { None };
-        let mut etcd = Self { settings, members, pki, folder };
+        let mut etcd = Self { settings, members, pki, token: None, folder };
         for member in 0..etcd.members.len() {
             etcd.spawn(member)?;
         }
@@ -327,7 +333,7 @@ impl Etcd {
                 "--initial-cluster",
                 &cluster.join(","),
                 "--initial-cluster-token",
-                &peer_url_token(&cluster),
+                self.token.as_ref().unwrap_or(&peer_url_token(&cluster)),
             ])
             .args(&self.settings.flags);
         if self.pki.is_some() {

@@ -10,6 +10,8 @@ mod drain;
 mod faults;
 #[path = "transaction/lost.rs"]
 mod lost;
+#[path = "transaction/restore.rs"]
+mod restore;
 #[path = "transaction/trace.rs"]
 mod trace;
 #[path = "transaction/world.rs"]

@@ -32,7 +32,7 @@ fn plan(text: &str, state: &State) -> Result<(Plan, &'static str, String), Strin
     let Some(held) = of_key.find(|held| held.fence == fence) else {
         return Err(format!("{key:?} is not held with fence {fence} any more: nothing was released"));
     };
-    let revision = (fence / PLACES) as i64;
+    let revision = (fence / PLACES) as i64 - state.offset;
     let note = format!(
         "{key:?} was taken from pod {:?}, owner {:?}, fence {fence}; until its sidecar has told it, and wherever \
          fences are not compared, it may still write",

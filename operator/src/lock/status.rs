@@ -32,6 +32,8 @@ pub struct State {
     pub waiters: u64,
     /// Since when the longest of them waits, milliseconds since the Unix epoch.
     pub waiting_since: Option<Millis>,
+    /// What revisions are raised by before a fence is made of them.
+    pub offset: i64,
 }
 
 /// A held key.
@@ -50,12 +52,13 @@ pub struct Held {
 impl State {
     /// What to read of the Lock of this name, for [`State::of`].
     pub fn ranges(name: &Name) -> Vec<Range> {
-        vec![Range::Lock(name.clone()), Range::Stats(Kind::Lock, name.clone())]
+        vec![Key::Timeline.into(), Range::Lock(name.clone()), Range::Stats(Kind::Lock, name.clone())]
     }
 
     /// From an answer to [`State::ranges`].
     pub fn of(answer: &Answer) -> Self {
-        let mut state = Self::default();
+        let offset = answer.reads.iter().flatten().find_map(offset).unwrap_or_default();
+        let mut state = Self { offset, ..Self::default() };
         let mut lines: BTreeMap<(&Name, &Name), Vec<Entry>> = BTreeMap::new();
         for entry in answer.reads.iter().flatten() {
             match (&entry.key, &entry.record) {
@@ -63,7 +66,7 @@ impl State {
                     at: entry.key.clone(),
                     key: key.to_string(),
                     holder: holder.clone(),
-                    fence: Fence::new(entry.mod_revision, 0, 0).map_or(0, Fence::get),
+                    fence: Fence::new(entry.mod_revision, state.offset, 0).map_or(0, Fence::get),
                 }),
                 (Key::Waiter { lock, key, .. } | Key::Shadow { lock, key, .. }, _) => {
                     lines.entry((lock, key)).or_default().push(entry.clone());
@@ -87,10 +90,17 @@ impl State {
                 },
                 key: key.to_string(),
                 holder: standing.holder.clone(),
-                fence: standing.fence(spot, 0).map_or(0, Fence::get),
+                fence: standing.fence(spot, state.offset).map_or(0, Fence::get),
             }));
         }
         state
+    }
+}
+
+fn offset(entry: &Entry) -> Option<i64> {
+    match &entry.record {
+        Record::Timeline(timeline) => Some(timeline.offset),
+        _ => None,
     }
 }
 

@@ -161,27 +161,36 @@ fn once(object: &DistributedTransaction, previous: &DistributedTransactionStatus
             None if transaction.coordinator.is_none() => {
                 undecided("it waits for a sidecar that coordinates it")
             }
+            None if transaction.is_stuck() => undecided("it was when etcd was restored: a person must say"),
             None => undecided("participants are asked"),
         };
         let stuck = stuck(transaction);
         facts.push(if stuck.is_empty() {
             not_stuck()
         } else {
-            let message = format!("refused what it had agreed to, and needs a person: {}", stuck.join(", "));
-            Fact::new(STUCK, true, reason::PARTICIPANT_REFUSED, message)
+            let (reason, why) = match transaction.decision {
+                Some(_) => (reason::PARTICIPANT_REFUSED, "refused what it had agreed to, and needs a person"),
+                None => {
+                    (reason::ETCD_RESTORED, "may have voted since the snapshot of etcd, and needs a person")
+                }
+            };
+            Fact::new(STUCK, true, reason, format!("{why}: {}", stuck.join(", ")))
         });
         return told(transaction.decision.map_or(Outcome::Undecided, outcome), branches, facts);
     }
     match previous.outcome {
         // It was seen to end, and is no longer remembered: what was seen stays.
         Some(Outcome::Committed | Outcome::Aborted) => (previous.clone(), kept(previous)),
-        _ if state.handed_over => {
-            let unknown = |type_| Fact {
-                type_,
-                holds: None,
-                reason: reason::UNDECIDED,
-                message: "it ended, and was forgotten before an operator saw how".into(),
+        _ if state.handed_over || previous.id.is_some() => {
+            let (reason, message) = if state.handed_over {
+                (reason::UNDECIDED, "it ended, and was forgotten before an operator saw how")
+            } else {
+                (
+                    reason::ETCD_RESTORED,
+                    "etcd was restored from a snapshot that knows nothing of it: look at its participants",
+                )
             };
+            let unknown = |type_| Fact { type_, holds: None, reason, message: message.into() };
             let facts = vec![unknown(COMMITTED), unknown(ABORTED), not_stuck()];
             told(Outcome::Undecided, previous.branches.clone(), facts)
         }
@@ -196,7 +205,7 @@ fn once(object: &DistributedTransaction, previous: &DistributedTransactionStatus
 fn kept(previous: &DistributedTransactionStatus) -> Vec<Fact> {
     let types =
         [(COMMITTED, reason::DECIDED), (ABORTED, reason::DECIDED), (STUCK, reason::PARTICIPANT_REFUSED)];
-    let others = [reason::UNDECIDED, reason::PROGRESSING];
+    let others = [reason::UNDECIDED, reason::PROGRESSING, reason::ETCD_RESTORED];
     previous
         .conditions
         .iter()

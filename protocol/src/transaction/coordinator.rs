@@ -5,10 +5,11 @@
 //! coordinator that has been replaced finds its next plan refused.
 
 mod outcome;
+mod people;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Decision, Operation, Peers, Reply, Stage, Transaction, Verdict, plans};
+use super::{BranchRecord, Decision, Operation, Peers, Reply, Stage, Transaction, Verdict, plans};
 use crate::etcd::Relation;
 use crate::{Answer, App, Branch, Entry, Key, Millis, Now, Plan, SessionId, TransactionId};
 
@@ -220,6 +221,10 @@ impl Coordinator {
             return Vec::new();
         }
         match self.record.decision {
+            None if self.record.is_stuck() => match self.rolled_back() {
+                Some(reason) => self.commit_decide(Decision::Abort, reason, peers),
+                None => self.resume(peers, now),
+            },
             None => match self.verdict(now) {
                 Some((decision, reason)) => self.commit_decide(decision, reason, peers),
                 None => Vec::new(),
@@ -236,7 +241,8 @@ impl Coordinator {
     /// What is to be decided, if it can be by now.
     fn verdict(&self, now: Now) -> Option<(Decision, String)> {
         let mut missing = false;
-        for branch in &self.record.branches {
+        let awaited = |branch: &&BranchRecord| branch.stage != Stage::Skipped;
+        for branch in self.record.branches.iter().filter(awaited) {
             match self.vote(&branch.participant.name).map(|reply| &reply.verdict) {
                 Some(Verdict::No(reason)) => {
                     return Some((Decision::Abort, format!("{}: {reason}", branch.participant.name)));
@@ -245,10 +251,11 @@ impl Coordinator {
                 _ => missing = true,
             }
         }
-        if let Some((_, Some(Reply { verdict: Verdict::Rollback(reason), .. }))) =
-            self.answers.get(&Branch::everything())
-        {
-            return Some((Decision::Abort, format!("rolled back: {reason}")));
+        if let Some(reason) = self.rolled_back() {
+            return Some((Decision::Abort, reason));
+        }
+        if !self.record.branches.iter().any(|branch| awaited(&branch)) {
+            return Some((Decision::Abort, "every branch was given up".to_owned()));
         }
         if !missing {
             return Some((Decision::Commit, String::new()));
@@ -309,7 +316,7 @@ impl Coordinator {
         record.decision = Some(decision);
         record.reason = reason;
         let mut moved = Vec::new();
-        for branch in &mut record.branches {
+        for branch in record.branches.iter_mut().filter(|branch| branch.stage != Stage::Skipped) {
             let vote = self.vote(&branch.participant.name);
             let old = self.record.item(&self.id, branch);
             // Unclaimed work stays for the first to come.
@@ -366,19 +373,10 @@ impl Coordinator {
                     branch.attempts = reply.attempts;
                     branch.result.clone_from(reason);
                 }
-                (Verdict::Skip(reason), Stage::Stuck) => {
-                    branch.stage = Stage::Skipped;
-                    branch.result.clone_from(reason);
-                    super::note(branch, format!("skipped: {reason}"));
-                }
-                (Verdict::Retry, Stage::Stuck) => {
-                    branch.stage = Stage::Applying;
-                    branch.item = self.aim(&branch.participant.app, branch.item.as_ref(), peers);
-                    let note = format!("tried again after: {}", branch.result);
-                    super::note(branch, note);
-                    asked.push(index);
-                }
-                _ => continue,
+                (wish, _) => match self.help(branch, wish, Stage::Applying, peers) {
+                    Some(again) => asked.extend(again.then_some(index)),
+                    None => continue,
+                },
             }
             heard.push((branch.participant.name.clone(), *revision));
         }
@@ -392,7 +390,7 @@ impl Coordinator {
         self.commit(Step::Amend(record, heard), plan)
     }
 
-    fn done(&self, branch: &super::BranchRecord, decision: Decision) -> bool {
+    fn done(&self, branch: &BranchRecord, decision: Decision) -> bool {
         matches!(branch.stage, Stage::Applied | Stage::Skipped)
             || self.answers.get(&branch.participant.name).is_some_and(|(_, reply)| {
                 reply.as_ref().is_some_and(|reply| {
@@ -403,7 +401,9 @@ impl Coordinator {
 
     fn until_deadline(&self, now: Now) -> Vec<Effect> {
         match self.record.decision {
-            None if self.begun() => vec![Effect::Wait(now.until_unix(self.record.deadline))],
+            None if self.begun() && !self.record.is_stuck() => {
+                vec![Effect::Wait(now.until_unix(self.record.deadline))]
+            }
             _ => Vec::new(),
         }
     }

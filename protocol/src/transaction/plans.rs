@@ -126,6 +126,17 @@ impl Transaction {
         })
     }
 
+    /// The branches at a stage, by their places.
+    fn at(&self, stage: Stage) -> Vec<usize> {
+        let at = self.branches.iter().enumerate().filter(|(_, branch)| branch.stage == stage);
+        at.map(|(index, _)| index).collect()
+    }
+
+    /// Whether it cannot go on without a person.
+    pub fn is_stuck(&self) -> bool {
+        self.branches.iter().any(|branch| branch.stage == Stage::Stuck)
+    }
+
     /// The inboxes that may hold its answers: the coordinator's and every former one's.
     pub fn answers(&self, id: &TransactionId) -> Vec<Range> {
         self.coordinator
@@ -189,7 +200,7 @@ pub(super) fn adopt(id: &TransactionId, revision: i64, record: Transaction, unow
     for range in record.answers(id) {
         plan = plan.read(range);
     }
-    let asked: Vec<usize> = if unowned { (0..record.branches.len()).collect() } else { Vec::new() };
+    let asked = if unowned { record.at(Stage::Preparing) } else { Vec::new() };
     ask(plan, id, record, &asked, Operation::Prepare)
 }
 
@@ -219,7 +230,7 @@ pub(super) fn decide(id: &TransactionId, revision: i64, record: Transaction, mov
     for key in moved {
         plan = plan.delete(key);
     }
-    let asked: Vec<usize> = (0..record.branches.len()).collect();
+    let asked = record.at(Stage::Applying);
     ask(plan, id, record, &asked, operation)
 }
 
@@ -245,7 +256,7 @@ pub(super) fn amend(
             });
         }
     }
-    let operation = record.decision.unwrap_or(Decision::Abort).operation();
+    let operation = record.decision.map_or(Operation::Prepare, Decision::operation);
     ask(plan, id, record, asked, operation)
 }
 
@@ -385,6 +396,28 @@ pub fn relocate(item: &Entry, to: &SessionId, known: Option<&Entry>) -> Option<P
         );
     }
     Some(plan.delete(item.key.clone()).put(target, work, Lease::Forever))
+}
+
+/// Stops a transaction that is undecided in a restored etcd, and says why: it may have been decided since, and applied,
+/// and its client told. No vote and no deadline decides it from here on, and its participants are asked nothing, until a
+/// person has it tried again, skipped or rolled back. `None` when there is nothing to stop.
+pub fn stop(id: &TransactionId, known: &Entry, why: &str) -> Option<Plan> {
+    let Record::Transaction(record) = &known.record else { return None };
+    let undecided = record.at(Stage::Preparing);
+    if record.decision.is_some() || undecided.is_empty() {
+        return None;
+    }
+    let mut plan = Plan::new().unchanged(known.key.clone(), known.mod_revision);
+    for range in record.answers(id) {
+        plan = plan.delete(range);
+    }
+    let mut record = record.clone();
+    for index in undecided {
+        plan = plan.delete(record.item(id, &record.branches[index]));
+        record.branches[index].stage = Stage::Stuck;
+        why.clone_into(&mut record.branches[index].result);
+    }
+    Some(plan.put(known.key.clone(), record, Lease::Forever))
 }
 
 /// Tells the coordinator what a person wants of a branch (or of [`Branch::everything`]), if the transaction is still

@@ -230,7 +230,7 @@ async fn help(
         None => Err(not_found(one)),
         Some(false) => {
             Err(Problem::new(StatusCode::CONFLICT, "transaction-not-stuck", "Nothing of it is stuck")
-                .detail("only a branch that refused what was decided is tried again or given up"))
+                .detail("only a branch that refused what was decided, or was undecided when etcd was restored, is tried again or given up"))
         }
         Some(true) => Ok(accepted(found(one, context.transactions.get(&id).await?)?)),
     }

@@ -38,9 +38,6 @@ use self::{
 };
 use crate::{context::Identity, definitions::Definitions, failpoint, metrics::Metrics};
 
-/// What every fence is raised by. A restored etcd will need more than 0.
-pub const FENCE_OFFSET: i64 = 0;
-
 /// How soon etcd is asked again about what is held, when it did not answer.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -177,20 +174,23 @@ impl LockEngine {
         let entries = answer.reads.into_iter().flatten();
         let keys = self.0.keys.lock();
         let now = self.0.store.clock().now().monotonic;
+        let offset = self.0.store.fence_offset();
         let holding = |holder: &Holder, fence: Option<Fence>| Holding {
             holder: holder.clone(),
             fence,
-            expires_in: fence.and_then(|fence| keys.ends(place, fence)).map(|end| end.saturating_sub(now)),
+            expires_in: fence
+                .and_then(|fence| keys.ends(place, fence, offset))
+                .map(|end| end.saturating_sub(now)),
         };
         if mode == Mode::FairQueue {
             let line = Line::of(answer.revision, &entries.collect::<Vec<_>>());
             let holders = line
                 .living_holders()
-                .map(|(spot, standing)| holding(&standing.holder, standing.fence(spot, FENCE_OFFSET)));
+                .map(|(spot, standing)| holding(&standing.holder, standing.fence(spot, offset)));
             return Ok(Inspection { holders: holders.collect(), waiters: line.waiting() });
         }
         let found = entries.filter_map(|entry| Found::read(&entry));
-        let holders = found.map(|found| holding(&found.holder, Fence::new(found.revision, FENCE_OFFSET, 0)));
+        let holders = found.map(|found| holding(&found.holder, Fence::new(found.revision, offset, 0)));
         let waiters = keys.get(place).map_or(0, Machine::waiters);
         Ok(Inspection { holders: holders.collect(), waiters })
     }

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use concordat_protocol::Range;
+use concordat_protocol::{
+    Key, Range,
+    etcd::{Op, Txn},
+};
 use etcd_client::{EventType, WatchOptions, WatchStream, proto::PbWatchResponse};
 use tokio::{
     sync::mpsc,
@@ -10,7 +13,7 @@ use tokio::{
 };
 
 use super::{Mailbox, WatchEvent, list};
-use crate::{connection::back_off, exchange::Exchange, keys, wire};
+use crate::{connection::back_off, exchange::Exchange, keys, observer::Purpose, wire};
 
 /// How often etcd is asked how far it has told.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -68,6 +71,8 @@ struct Hub {
     /// The move of the connection that the stream belongs to.
     of: u64,
     heard: Instant,
+    /// The cluster id and revision that had been heard of when etcd was last asked how far it is.
+    asked: (u64, i64),
     /// Streams that broke before they told anything.
     failures: u32,
 }
@@ -89,6 +94,7 @@ pub(crate) async fn run(
         stream: None,
         of: 0,
         heard: Instant::now(),
+        asked: (0, 0),
         failures: 0,
     };
     let mut progress = interval(PROGRESS);
@@ -199,6 +205,7 @@ impl Hub {
         let (client, of) = self.exchange.connection.client();
         let mut watches = client.watch_client().max_decoding_message_size(usize::MAX);
         self.of = of;
+        self.ask();
         let patience = self.exchange.connection.timeout();
         match timeout(patience, watches.watch(from, Some(options))).await {
             Ok(Ok(stream)) => self.stream = Some(stream),
@@ -257,6 +264,11 @@ impl Hub {
         }
     }
 
+    /// Notes what is known before etcd is asked.
+    fn ask(&mut self) {
+        self.asked = self.exchange.memory.as_ref().map_or((0, 0), |memory| memory.last());
+    }
+
     /// Gives the stream up; every watch goes on from where it is on the next one.
     async fn drop_stream(&mut self, failed: bool) {
         self.stream = None;
@@ -268,6 +280,7 @@ impl Hub {
     }
 
     async fn ask_progress(&mut self) {
+        self.ask();
         let Some(stream) = &mut self.stream else { return };
         if self.heard.elapsed() > SILENCE || stream.request_progress().await.is_err() {
             self.drop_stream(true).await;
@@ -276,7 +289,11 @@ impl Hub {
 
     async fn response(&mut self, response: PbWatchResponse) {
         self.heard = Instant::now();
-        let revision = response.header.as_ref().map_or(0, |header| header.revision);
+        let header = response.header.unwrap_or_default();
+        let revision = header.revision;
+        if response.created || response.watch_id == ALL {
+            self.doubt(header.cluster_id, revision);
+        }
         if !response.canceled && !response.created {
             self.failures = 0;
         }
@@ -325,6 +342,17 @@ impl Hub {
             if let Some(watched) = self.watches.get_mut(&ours) {
                 watched.stage = Stage::Overflown;
             }
+        }
+    }
+
+    /// Asks etcd linearizably when a member tells of less than was heard before it was asked: it lags behind, or etcd was
+    /// restored.
+    fn doubt(&self, cluster: u64, revision: i64) {
+        let (known, at) = self.asked;
+        if known != 0 && (cluster != known || revision < at) {
+            let exchange = self.exchange.clone();
+            let ask = Txn { then: vec![Op::Get(Range::One(Key::Timeline))], ..Txn::default() };
+            tokio::spawn(async move { exchange.txn(Purpose::Session, &ask).await.map(drop) });
         }
     }
 

@@ -80,6 +80,7 @@ pub(crate) fn key() -> impl Strategy<Value = Key> {
         }),
         (id(), id()).prop_map(|(queue, producer)| Key::Dedup { queue, producer }),
         (kind(), id(), session()).prop_map(|(kind, name, session)| Key::Stat { kind, name, session }),
+        Just(Key::Timeline),
         Just(Key::Epoch),
     ]
 }
@@ -90,6 +91,7 @@ pub(crate) fn range() -> impl Strategy<Value = Range> {
         key().prop_map(Range::One),
         Just(Range::Definitions),
         Just(Range::Sessions),
+        Just(Range::Markers),
         id().prop_map(Range::Inbox),
         (id(), proptest::option::of(id())).prop_map(|(app, session)| Range::InboxOf(app, session)),
         (id(), id(), id()).prop_map(|(app, session, id)| Range::Answers(app, session, id)),
@@ -120,7 +122,8 @@ pub(crate) fn ranges_of(key: &Key) -> Vec<Range> {
     ranges.extend(match key.clone() {
         Key::Definition { .. } => vec![Range::Definitions],
         Key::Session(_) => vec![Range::Sessions],
-        Key::Marker { .. } | Key::Epoch => vec![],
+        Key::Marker { .. } => vec![Range::Markers],
+        Key::Timeline | Key::Epoch => vec![],
         Key::Work { app, session, .. } => vec![Range::Inbox(app.clone()), Range::InboxOf(app, session)],
         Key::Answer { app, session, transaction, .. } => vec![
             Range::Inbox(app.clone()),

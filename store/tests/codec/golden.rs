@@ -10,6 +10,7 @@ use concordat_protocol::{
     queue::{self, Claim, DeadLetter, Dedup, Fate, Message, Progress, Segment, SegmentId},
     record::{Epoch, Marker},
     session::{Session, Stat},
+    timeline::{Lost, Timeline},
     transaction::{
         self, BranchRecord, Decision, Finished, FinishedBranch, Operation, Participant, Protocol, Reply,
         Stage, Transaction, Verdict, Work,
@@ -222,6 +223,17 @@ fn records() -> Vec<(&'static str, Record)> {
         ("dedup", Dedup { partition: 3, segment: segment(), index: 1 }.into()),
         ("stat", Stat { counters: vec![("granted".into(), 7), ("waiters".into(), 0)] }.into()),
         ("epoch", Epoch { holder: "operator-0".into() }.into()),
+        (
+            "timeline",
+            Timeline {
+                epoch: 2,
+                cluster: 0xcdf8_181a_8c3c_7fb1,
+                index: 4_711,
+                offset: 1 << 35,
+                lost: Some(Lost { why: "etcd had revision 7 and is at 5".into(), raised: (1 << 34) + 7 }),
+            }
+            .into(),
+        ),
     ]
 }
 

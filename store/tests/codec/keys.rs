@@ -186,6 +186,7 @@ fn the_text_is_as_designed() {
             Key::Stat { kind: Kind::Queue, name: "q".into(), session: "s1".into() },
             "/concordat/ns/stat/queue/q/s1",
         ),
+        (Key::Timeline, "/concordat/ns/timeline"),
         (Key::Epoch, "/concordat/-/epoch"),
     ] {
         assert_eq!(String::from_utf8(encode("ns", &key)).unwrap(), text);

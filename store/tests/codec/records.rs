@@ -7,6 +7,7 @@ use concordat_protocol::{
     queue::{self, Claim, DeadLetter, Dedup, Fate, Message, Progress, Segment},
     record::{Epoch, Marker},
     session::{Session, Stat},
+    timeline::{Lost, Timeline},
     transaction::{
         self, BranchRecord, Decision, Finished, FinishedBranch, Operation, Participant, Protocol, Reply,
         Stage, Transaction, Verdict, Work,
@@ -289,6 +290,12 @@ fn record() -> impl Strategy<Value = Record> {
         .into()),
         vec((text(), any::<u64>()), 0..4).prop_map(|counters| Stat { counters }.into()),
         text().prop_map(|holder| Epoch { holder }.into()),
+        (any::<[u64; 3]>(), any::<i64>(), proptest::option::of((text(), any::<i64>()))).prop_map(
+            |([epoch, cluster, index], offset, lost)| {
+                let lost = lost.map(|(why, raised)| Lost { why, raised });
+                Timeline { epoch, cluster, index, offset, lost }.into()
+            }
+        ),
     ]
 }
 

@@ -78,15 +78,21 @@ pub(crate) struct Answer {
 impl Dev {
     /// Starts it, and waits until it says that it is ready.
     pub(crate) async fn start(manifests: &Manifests, flags: &[&str]) -> Result<Self> {
+        let mut dev = Self::starting(manifests, flags).await?;
+        dev.process.says("ready     ").await?;
+        Ok(dev)
+    }
+
+    /// One that has just been started.
+    pub(crate) async fn starting(manifests: &Manifests, flags: &[&str]) -> Result<Self> {
         let app = TcpListener::bind("127.0.0.1:0").await?;
         let app_port = app.local_addr()?.port();
         tokio::spawn(
             async move { axum::serve(app, Router::new().route("/{*path}", post(async || "{}"))).await },
         );
         let port = free_port()?;
-        let mut process =
+        let process =
             Process::start("dev", command(manifests, &format!("accounts:{port}:{app_port}"), flags)?)?;
-        process.says("ready     ").await?;
         Ok(Self { process, port, client: reqwest::Client::new() })
     }
 

@@ -11,6 +11,7 @@ mod lease;
 mod leases;
 mod lost;
 mod planted;
+mod restore;
 mod several;
 mod space;
 mod waiting;

@@ -32,7 +32,7 @@ pub(crate) const LOCKS: [&str; 2] = ["orders", "fair"];
 /// Everything that runs.
 pub(crate) struct World {
     pub(crate) etcd: Etcd,
-    admin: Admin,
+    pub(crate) admin: Admin,
     recorder: Recorder,
     callers: Arc<Callers>,
 }
@@ -148,6 +148,14 @@ impl World {
     }
 
     pub(crate) async fn sidecar_with(&self, pod: &str, options: Options) -> Result<Sidecar> {
+        let mut sidecar = self.starting(pod, options)?;
+        let ready = format!("{}/ready", sidecar.admin);
+        sidecar.process.answers(&ready).await?;
+        Ok(sidecar)
+    }
+
+    /// A sidecar that has just been started.
+    pub(crate) fn starting(&self, pod: &str, options: Options) -> Result<Sidecar> {
         let (api, admin) = (free_port()?, free_port()?);
         let etcd = options.etcd.unwrap_or_else(|| self.etcd.endpoints().join(","));
         let mut command = Command::new(binary_with("concordat-sidecar", &["concordat-sidecar/failpoints"])?);
@@ -162,9 +170,8 @@ impl World {
         if options.victim {
             command.args(["--session-ttl", "4s"]);
         }
-        let mut process = Process::start(pod, command)?;
+        let process = Process::start(pod, command)?;
         let admin = format!("http://127.0.0.1:{admin}");
-        process.answers(&format!("{admin}/ready")).await?;
         let client = Client::builder().timeout(Duration::from_mins(2)).build()?;
         Ok(Sidecar {
             process,
@@ -332,6 +339,12 @@ impl Sidecar {
     /// The same by a client of the caller's own.
     pub(crate) fn request_of(&self, client: &Client, method: Method, path: &str) -> reqwest::RequestBuilder {
         client.request(method, format!("{}{path}", self.api))
+    }
+
+    /// Whether it is ready, and why not.
+    pub(crate) async fn ready(&self) -> Result<(StatusCode, String)> {
+        let response = self.client.get(format!("{}/ready", self.admin)).send().await?;
+        Ok((response.status(), response.text().await?))
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<Answer> {

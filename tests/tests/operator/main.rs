@@ -7,4 +7,5 @@ mod leadership;
 mod once;
 mod outage;
 mod pipeline;
+mod restore;
 mod world;

@@ -124,6 +124,8 @@ async fn closing_leaves_nothing_behind() {
     store.close().await;
     assert_eq!(kept.commit(acquire(&session, "b")).await, Err(CommitError::SessionEnded));
     let mut client = etcd.client().await.unwrap();
-    let all = etcd_client::GetOptions::new().with_all_keys().with_count_only();
-    assert_eq!(client.get("", Some(all)).await.unwrap().count(), 0);
+    let all = etcd_client::GetOptions::new().with_all_keys().with_keys_only();
+    let left = client.get("", Some(all)).await.unwrap();
+    let left: Vec<_> = left.kvs().iter().map(|kv| kv.key_str().unwrap()).collect();
+    assert_eq!(left, ["/concordat/test/timeline"], "of whose namespace it is");
 }

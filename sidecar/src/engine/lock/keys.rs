@@ -12,7 +12,7 @@ use concordat_protocol::{
 use concordat_store::Store;
 use tokio::sync::oneshot;
 
-use super::{FENCE_OFFSET, stats::Counters, watch::Watched};
+use super::{stats::Counters, watch::Watched};
 
 /// How long a key that nobody uses is remembered, so that a repeated release is told from a wrong one, milliseconds.
 const REMEMBERED_FOR: Millis = 600_000;
@@ -121,8 +121,8 @@ impl Keys {
     }
 
     /// When the grant of a fence ends unless renewed, if it is of one of this sidecar's callers.
-    pub(super) fn ends(&self, place: &Place, fence: Fence) -> Option<Millis> {
-        self.get(place)?.ends(fence, FENCE_OFFSET)
+    pub(super) fn ends(&self, place: &Place, fence: Fence, offset: i64) -> Option<Millis> {
+        self.get(place)?.ends(fence, offset)
     }
 
     /// One step of one machine; a key that is not known yet gets one.
@@ -133,7 +133,7 @@ impl Keys {
         now: Now,
         store: &Store,
     ) -> Result<Stepped, Rejected> {
-        self.admit_machine(place, &input)?;
+        self.admit_machine(place, &input, store.fence_offset())?;
         let Some(kept) = self.machines.get_mut(place) else { return unknown(input) };
         kept.machine.believe(|of, ttl| {
             let session = store.session();
@@ -173,13 +173,13 @@ impl Keys {
     }
 
     /// Makes the machine of a key that is asked for, if there is none or its lock has another mode now.
-    fn admit_machine(&mut self, place: &Place, input: &Input) -> Result<(), Rejected> {
+    fn admit_machine(&mut self, place: &Place, input: &Input, offset: i64) -> Result<(), Rejected> {
         let Input::Acquire(request) = input else { return Ok(()) };
         match self.machines.get_mut(place) {
             Some(kept) if kept.machine.mode() == request.mode => {}
             Some(kept) if !kept.machine.is_idle() => return Err(Rejected::Replaced),
             kept => {
-                let machine = Machine::new(place.lock.clone(), place.key.clone(), FENCE_OFFSET, request.mode);
+                let machine = Machine::new(place.lock.clone(), place.key.clone(), offset, request.mode);
                 match kept {
                     Some(kept) => kept.machine = machine,
                     None => {

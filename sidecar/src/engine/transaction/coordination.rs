@@ -103,6 +103,7 @@ impl Inner {
                 Effect::Begun => {
                     self.stats.begun(&run.machine.record().name);
                     run.progress.send_replace(Progress::Undecided);
+                    self.count_stuck(runs, id);
                 }
                 Effect::Decided(decision) => {
                     run.permit = None;
@@ -179,11 +180,8 @@ impl Inner {
 }
 
 fn stuck(runs: &Runs, name: &Name) -> u64 {
-    let is_stuck = |record: &Transaction| {
-        record.branches.iter().any(|branch| branch.stage == concordat_protocol::transaction::Stage::Stuck)
-    };
-    runs.values().filter(|run| run.machine.record().name == *name && is_stuck(run.machine.record())).count()
-        as u64
+    let is_stuck = |record: &Transaction| record.name == *name && record.is_stuck();
+    runs.values().filter(|run| is_stuck(run.machine.record())).count() as u64
 }
 
 /// The fail points before and after a step's commit.

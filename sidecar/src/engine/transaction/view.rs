@@ -29,7 +29,7 @@ pub enum State {
     Preparing,
     /// The decision is on its way to the participants.
     Applying,
-    /// A participant refused what was decided: a person must help.
+    /// A participant refused what was decided, or etcd was restored before it was decided: a person must help.
     Stuck,
     /// Applied everywhere.
     Finished,
@@ -84,14 +84,13 @@ pub struct BranchView {
 impl View {
     /// Of a transaction that is not finished.
     pub fn live(id: &TransactionId, record: &Transaction) -> Self {
-        let stuck = record.branches.iter().any(|branch| branch.stage == Stage::Stuck);
         Self {
             id: id.to_string(),
             transaction: record.name.to_string(),
             outcome: record.decision.into(),
             state: match record.decision {
+                _ if record.is_stuck() => State::Stuck,
                 None => State::Preparing,
-                Some(_) if stuck => State::Stuck,
                 Some(_) => State::Applying,
             },
             reason: record.reason.clone(),

@@ -1,0 +1,66 @@
+//! What people wish of a transaction that cannot go on without them.
+
+use super::{Coordinator, Effect, Step};
+use crate::{
+    Branch, Now,
+    transaction::{BranchRecord, Peers, Reply, Stage, Verdict, note, plans},
+};
+
+impl Coordinator {
+    /// Why it is to be rolled back, if somebody wants that.
+    pub(super) fn rolled_back(&self) -> Option<String> {
+        match self.answers.get(&Branch::everything()) {
+            Some((_, Some(Reply { verdict: Verdict::Rollback(reason), .. }))) => {
+                Some(format!("rolled back: {reason}"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Goes on with an undecided transaction that was stopped, as people wish.
+    pub(super) fn resume(&mut self, peers: &Peers, now: Now) -> Vec<Effect> {
+        let mut record = self.record.clone();
+        let (mut heard, mut asked) = (Vec::new(), Vec::new());
+        for (index, branch) in record.branches.iter_mut().enumerate() {
+            let Some((revision, Some(reply))) = self.answers.get(&branch.participant.name) else { continue };
+            if let Some(again) = self.help(branch, &reply.verdict, Stage::Preparing, peers) {
+                asked.extend(again.then_some(index));
+                heard.push((branch.participant.name.clone(), *revision));
+            }
+        }
+        if heard.is_empty() {
+            return Vec::new();
+        }
+        record.deadline = now.unix + record.timeout;
+        let names: Vec<Branch> = heard.iter().map(|(branch, _)| branch.clone()).collect();
+        let plan = plans::amend(&self.id, self.revision, record.clone(), &asked, &names);
+        self.commit(Step::Amend(record, heard), plan)
+    }
+
+    /// Does to a stuck branch what a person wishes, and tells whether it is to be asked again, at `stage`; `None` when
+    /// nothing was wished or it is not stuck.
+    pub(super) fn help(
+        &self,
+        branch: &mut BranchRecord,
+        wish: &Verdict,
+        stage: Stage,
+        peers: &Peers,
+    ) -> Option<bool> {
+        match wish {
+            _ if branch.stage != Stage::Stuck => None,
+            Verdict::Skip(reason) => {
+                branch.stage = Stage::Skipped;
+                branch.result.clone_from(reason);
+                note(branch, format!("skipped: {reason}"));
+                Some(false)
+            }
+            Verdict::Retry => {
+                branch.stage = stage;
+                branch.item = self.aim(&branch.participant.app, branch.item.as_ref(), peers);
+                note(branch, format!("tried again after: {}", branch.result));
+                Some(true)
+            }
+            _ => None,
+        }
+    }
+}
