@@ -432,10 +432,6 @@ impl Inner {
             };
             let entries = answer.reads.into_iter().next().unwrap_or_default();
             for place in held {
-                // A line is watched as long as one stands in it.
-                if self.keys.lock().get(&place).is_none_or(|machine| machine.mode() == Mode::FairQueue) {
-                    continue;
-                }
                 let of_key = Range::LockKey(lock.clone(), place.key.clone());
                 let of = |entry: &&Entry| of_key.contains(&entry.key);
                 let entries = entries.iter().filter(of).cloned().collect();

