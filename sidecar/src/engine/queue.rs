@@ -40,6 +40,8 @@ use crate::{
 
 /// Each machine of a session numbers what it makes from a multiple of this on.
 const NUMBERS: u64 = 1 << 32;
+/// How many turns of the scheduler callers may come in before a plan is made of what they want.
+const TURNS: usize = 8;
 
 /// Runs queues. Cheap to clone.
 #[derive(Clone)]
@@ -232,6 +234,18 @@ impl Inner {
             Kind::Read => {}
         }
         outcome
+    }
+}
+
+/// Lets whoever is ready come first, as long as more do, so that they share one plan: under load a commit is dear and a
+/// turn of the scheduler is not. `arrived` counts them.
+async fn gather(arrived: &AtomicU64) {
+    for _ in 0..TURNS {
+        let before = arrived.load(Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        if arrived.load(Ordering::Relaxed) == before {
+            return;
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::Inner;
+use super::{Inner, gather};
 use crate::{api, definitions::Defined, problem::Problem};
 
 /// A queue that nobody consumes from here is watched no longer, after this.
@@ -208,7 +208,7 @@ impl Consuming {
                 },
                 () = self.stirred.notified() => {
                     // Whoever is ready now shares the plans.
-                    tokio::task::yield_now().await;
+                    gather(&self.next).await;
                 }
                 () = sleep_until(wake.map_or(look_at, |wake| wake.min(look_at))) => {}
             }

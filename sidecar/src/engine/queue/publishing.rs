@@ -18,7 +18,7 @@ use concordat_protocol::{
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::Inner;
+use super::{Inner, gather};
 use crate::{definitions::Defined, problem::Problem};
 
 /// How old a count of the queue's bytes may be, milliseconds.
@@ -83,7 +83,7 @@ impl Publishing {
             let (of, inner) = (self.clone(), inner.clone());
             tokio::spawn(async move {
                 // Whoever is ready to publish now shares the segment.
-                tokio::task::yield_now().await;
+                gather(&of.tickets).await;
                 of.pumping.store(false, Ordering::Relaxed);
                 of.step(&inner, Input::Pump);
             });
