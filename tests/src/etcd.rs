@@ -260,6 +260,15 @@ impl Etcd {
         Ok(response.alarms().len())
     }
 
+    /// Raises the NOSPACE alarm of a member, though it has space: nothing can be put until [`Self::disarm`].
+    pub async fn raise_no_space(&self, member: usize) -> Result<()> {
+        let (id, _) = self.member_id(member).await?;
+        let mut options = AlarmOptions::new();
+        options.with_member(id);
+        self.client().await?.alarm(AlarmAction::Activate, AlarmType::Nospace, Some(options)).await?;
+        Ok(())
+    }
+
     /// Clears every NOSPACE alarm.
     pub async fn disarm(&self) -> Result<()> {
         let mut client = self.client().await?;

@@ -1,10 +1,16 @@
 //! Every step of two-phase commit at which a sidecar can die, or freeze past the end of its session and go on: in the end
 //! it is decided once, applied everywhere, and nothing is left.
 
-use super::world::{Pod, World};
 use anyhow::{Result, ensure};
+use concordat_protocol::transaction;
 use concordat_tests::{etcd::Etcd, process::eventually};
 use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::json;
+
+use super::{
+    app::Behaviour,
+    world::{NAME, Pod, World, settings},
+};
 
 const COORDINATOR: [&str; 6] = [
     "tx-before-begin",
@@ -14,6 +20,12 @@ const COORDINATOR: [&str; 6] = [
     "tx-before-finish",
     "tx-after-finish",
 ];
+/// Of whoever takes over from a coordinator that is gone.
+const ADOPTER: [&str; 2] = ["tx-before-adopt", "tx-after-adopt"];
+/// Of a coordinator that is told of a participant that refuses what it had agreed to.
+const AMENDER: [&str; 2] = ["tx-before-amend", "tx-after-amend"];
+/// Of a coordinator whose decision came to nothing.
+const LOOKER: [&str; 2] = ["tx-before-look", "tx-after-look"];
 const PARTICIPANT: [&str; 8] = [
     "branch-before-prepare-call",
     "branch-after-prepare-call",
@@ -41,12 +53,22 @@ impl Fault {
 
     /// Waits until it has struck, and until the session of its victim is over.
     async fn struck(self, world: &World, pod: &Pod) -> Result<()> {
+        self.strikes(pod).await?;
+        world.session_ended(pod).await
+    }
+
+    /// Waits until it has struck.
+    async fn strikes(self, pod: &Pod) -> Result<()> {
         eventually(&format!("{} is struck", pod.name), async || {
             ensure!(pod.process.log().contains("fail point"), "not yet");
             Ok(())
         })
-        .await?;
-        world.session_ended(pod).await
+        .await
+    }
+
+    /// The name of a case.
+    fn of(self, point: &str) -> String {
+        format!("{point}-{}", if self == Self::Kill { "killed" } else { "frozen" })
     }
 
     fn over(self, pod: &Pod) -> Result<()> {
@@ -73,8 +95,7 @@ async fn a_coordinator_dies_or_freezes_at_every_step() -> Result<()> {
 }
 
 async fn coordinator(etcd: &Etcd, point: &'static str, fault: Fault) -> Result<()> {
-    let name = format!("{point}-{}", if fault == Fault::Kill { "killed" } else { "frozen" });
-    let world = World::new(etcd, &name).await?;
+    let world = World::new(etcd, &fault.of(point)).await?;
     let victim = world.start("c", &fault.at(point)).await?;
     let (other, _p, _q) =
         (world.start("c", "").await?, world.start("p", "").await?, world.start("q", "").await?);
@@ -104,6 +125,95 @@ async fn coordinator(etcd: &Etcd, point: &'static str, fault: Fault) -> Result<(
     Ok(())
 }
 
+#[tokio::test]
+async fn an_adopter_dies_or_freezes_before_and_after_it_adopts() -> Result<()> {
+    let etcd = Etcd::start().await?;
+    every(&ADOPTER, |point, fault| adopter(&etcd, point, fault)).await
+}
+
+async fn adopter(etcd: &Etcd, point: &'static str, fault: Fault) -> Result<()> {
+    let world = World::new(etcd, &fault.of(point)).await?;
+    let first = world.start("c", &Fault::Kill.at("tx-after-begin")).await?;
+    let victim = world.start("c", &fault.at(point)).await?;
+    let none = world.begin_or_lose(&first, "t1").await;
+    ensure!(none.is_none(), "{none:?} of one that was killed");
+    // There is nobody else who could adopt it.
+    fault.struck(&world, &victim).await?;
+    let (other, _p, _q) =
+        (world.start("c", "").await?, world.start("p", "").await?, world.start("q", "").await?);
+    let finished = world.finished(&other, "t1").await?;
+    fault.over(&victim)?;
+    world.check("t1", &[&finished], true).await?;
+    if fault == Fault::Freeze {
+        works_again(&world, &victim, &other).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_coordinator_dies_or_freezes_as_it_records_that_a_branch_is_stuck() -> Result<()> {
+    let etcd = Etcd::start().await?;
+    every(&AMENDER, |point, fault| amender(&etcd, point, fault)).await
+}
+
+async fn amender(etcd: &Etcd, point: &'static str, fault: Fault) -> Result<()> {
+    let world = World::new(etcd, &fault.of(point)).await?;
+    world.p.behave("debit", "commit", [Behaviour::Answer(400)]);
+    let victim = world.start("c", &fault.at(point)).await?;
+    let (other, _p, _q) =
+        (world.start("c", "").await?, world.start("p", "").await?, world.start("q", "").await?);
+    let answer = world.begin_or_lose(&victim, "t1").await;
+    fault.struck(&world, &victim).await?;
+    let stuck = world.reaches(&other, "t1", "stuck").await?;
+    assert_eq!(stuck["outcome"], "committed");
+    let retried = world.post(&other, &format!("{NAME}/t1/retry"), None, &json!({})).await?;
+    ensure!(retried.status == 202, "{retried:?}");
+    let finished = world.finished(&other, "t1").await?;
+    fault.over(&victim)?;
+    let told: Vec<_> = answer.iter().map(|answer| &answer.body).chain([&stuck, &finished]).collect();
+    world.check("t1", &told, true).await?;
+    if fault == Fault::Freeze {
+        works_again(&world, &victim, &other).await?;
+    }
+    Ok(())
+}
+
+/// One after another: each takes etcd's space from all.
+#[tokio::test]
+async fn a_coordinator_dies_or_freezes_as_it_looks_what_became_of_its_decision() -> Result<()> {
+    let etcd = Etcd::start().await?;
+    for point in LOOKER {
+        for fault in [Fault::Kill, Fault::Freeze] {
+            looker(&etcd, point, fault).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn looker(etcd: &Etcd, point: &'static str, fault: Fault) -> Result<()> {
+    let world = World::new(etcd, &fault.of(point)).await?;
+    world.define(&transaction::Settings { timeout: 3_000, ..settings() }).await?;
+    let victim = world.start("c", &fault.at(point)).await?;
+    let (other, _p) = (world.start("c", "").await?, world.start("p", "").await?);
+    let begun = world.post(&victim, NAME, Some("t1"), &json!({})).await?;
+    ensure!(begun.status == 202, "{begun:?}");
+    // At its deadline there is no space for a decision.
+    etcd.raise_no_space(0).await?;
+    fault.strikes(&victim).await?;
+    etcd.disarm().await?;
+    world.session_ended(&victim).await?;
+    let _q = world.start("q", "").await?;
+    let finished = world.finished(&other, "t1").await?;
+    assert_eq!(finished["outcome"], "aborted");
+    fault.over(&victim)?;
+    world.check("t1", &[&finished], true).await?;
+    if fault == Fault::Freeze {
+        world.define(&settings()).await?;
+        works_again(&world, &victim, &other).await?;
+    }
+    Ok(())
+}
+
 /// Whoever froze works again, with a session of its own.
 async fn works_again(world: &World, victim: &Pod, other: &Pod) -> Result<()> {
     let again = eventually("it has a session again", async || {
@@ -123,8 +233,7 @@ async fn a_participant_dies_or_freezes_at_every_step() -> Result<()> {
 }
 
 async fn participant(etcd: &Etcd, point: &'static str, fault: Fault) -> Result<()> {
-    let name = format!("{point}-{}", if fault == Fault::Kill { "killed" } else { "frozen" });
-    let world = World::new(etcd, &name).await?;
+    let world = World::new(etcd, &fault.of(point)).await?;
     let (c, _q) = (world.start("c", "").await?, world.start("q", "").await?);
     // The only pod of its app, so that all of them are gone until another one comes.
     let victim = world.start("p", &fault.at(point)).await?;
