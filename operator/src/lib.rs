@@ -21,6 +21,7 @@ pub mod lock;
 pub mod metrics;
 pub mod queue;
 pub mod run;
+mod shallow;
 mod sweep;
 pub mod transaction;
 pub mod wake;

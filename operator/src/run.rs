@@ -11,6 +11,7 @@ use concordat_store::{Admin, AdminConfig, ConnectError, Tls};
 use futures::channel::mpsc;
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     runtime::events::{Recorder, Reporter},
 };
 use tokio::{
@@ -19,6 +20,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tower::util::MapResponseLayer;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
@@ -30,7 +32,7 @@ use crate::{
     lock::Locks,
     metrics::Metrics,
     queue::Queues,
-    sweep,
+    shallow, sweep,
     transaction::Transactions,
     wake::{self, Namespaces, Senders},
 };
@@ -90,7 +92,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
 
     let config = Config::infer().await?;
     let lease_namespace = args.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config)?;
+    let client = ClientBuilder::try_from(config)?.with_layer(&MapResponseLayer::new(shallow::cut)).build();
     let candidate = Candidate {
         namespace: lease_namespace,
         name: args.lease_name.clone(),

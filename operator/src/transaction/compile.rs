@@ -18,6 +18,9 @@ use serde_json::{Map, Value};
 
 use crate::invalid::{Invalid, dns_label, duration, hours, milliseconds, seconds, unique, within};
 
+/// Levels of an input: far below what the operator still sees of it, and what participants' parsers take.
+const MAX_LEVELS: usize = 64;
+
 /// The settings that sidecars get, or what to change.
 pub fn compile(object: &DistributedTransaction) -> Result<Settings, Invalid> {
     let DistributedTransactionSpec { protocol, participants, timeout, run, input, retention } = &object.spec;
@@ -49,6 +52,7 @@ pub fn compile(object: &DistributedTransaction) -> Result<Settings, Invalid> {
             ));
         }
         (Run::Once, Some(input)) => {
+            shallow("spec.input", input)?;
             within("the size in bytes of spec.input", text(input).len(), 0..=MAX_INPUT)?
         }
         (Run::OnDemand, None) => 0,
@@ -112,7 +116,13 @@ fn participant(
         retry,
         attempts: within(&field("retry.attempts"), *attempts, 0..=1000)?,
         after: after.iter().map(|other| other.as_str().into()).collect(),
-        input: input.as_ref().map(text),
+        input: match input {
+            Some(input) => {
+                shallow(&field("input"), input)?;
+                Some(text(input))
+            }
+            None => None,
+        },
     })
 }
 
@@ -153,6 +163,21 @@ fn acyclic(participants: &[Participant]) -> Result<(), Invalid> {
     }
 }
 
+/// Refuses what is nested deeper than every parser on its way takes it.
+fn shallow(field: &str, object: &Map<String, Value>) -> Result<(), Invalid> {
+    fn fits(value: &Value, levels: usize) -> bool {
+        match value {
+            Value::Array(inner) => levels > 0 && inner.iter().all(|value| fits(value, levels - 1)),
+            Value::Object(inner) => levels > 0 && inner.values().all(|value| fits(value, levels - 1)),
+            _ => true,
+        }
+    }
+    if object.values().all(|value| fits(value, MAX_LEVELS - 1)) {
+        return Ok(());
+    }
+    Err(Invalid::new(field, format!("must be nested at most {MAX_LEVELS} levels deep")))
+}
+
 /// An object of JSON as text, its fields in order.
 pub(super) fn text(object: &Map<String, Value>) -> String {
     Value::Object(object.clone()).to_string()
@@ -170,6 +195,11 @@ mod tests {
 
     fn two_phase(participant: Value) -> DistributedTransaction {
         transaction(json!({ "protocol": "TwoPhaseCommit", "participants": [participant] }))
+    }
+
+    /// An object of so many levels.
+    fn nested(levels: usize) -> Value {
+        (1..levels).fold(json!({}), |inner, _| json!({ "a": inner }))
     }
 
     #[test]
@@ -313,6 +343,16 @@ mod tests {
             (
                 transaction(json!({ "protocol": "TwoPhaseCommit", "participants": simple(), "run": "Once" })),
                 "spec.input must be there: run Once needs an input".to_owned(),
+            ),
+            (
+                transaction(json!({
+                    "protocol": "TwoPhaseCommit", "participants": simple(), "run": "Once", "input": nested(65),
+                })),
+                "spec.input must be nested at most 64 levels deep".to_owned(),
+            ),
+            (
+                two_phase(json!({ "name": "a", "app": "a", "input": nested(65) })),
+                "spec.participants[0].input must be nested at most 64 levels deep".to_owned(),
             ),
             (
                 transaction(json!({ "protocol": "TwoPhaseCommit", "participants": simple(), "input": {} })),

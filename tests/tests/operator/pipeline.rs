@@ -109,6 +109,40 @@ async fn a_change_reaches_the_definition_and_spares_what_is_under_it() {
     world.tells("a", &[("Accepted", 1)]).await;
 }
 
+/// The API server takes any depth, and serde_json 127 levels.
+#[tokio::test]
+async fn an_input_that_is_nested_too_deep_is_told_so_and_disturbs_no_other() {
+    let world = World::start("an_input_that_is_nested_too_deep").await;
+    let resource = ApiResource::erase::<DistributedTransaction>(&());
+    let body = |name: &str, levels: usize| {
+        let mut spec = once();
+        spec["input"] = json!("INPUT");
+        let object = json!({
+            "apiVersion": "concordat.dev/v1alpha1", "kind": "DistributedTransaction",
+            "metadata": { "name": name }, "spec": spec,
+        });
+        let input = format!("{}{{}}{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
+        object.to_string().replace("\"INPUT\"", &input)
+    };
+    let url = format!("/apis/concordat.dev/v1alpha1/namespaces/{}/{}", world.namespace, resource.plural);
+    for (name, levels) in [("deep", 70), ("deeper", 200), ("deepest", 3_000)] {
+        let request = hyper::Request::post(&url).header("content-type", "application/json");
+        let request = request.body(body(name, levels).into_bytes()).unwrap();
+        world.client.request_text(request).await.unwrap();
+    }
+
+    let _operator = world.operator("operator").await;
+    world.create::<DistributedTransaction>("good", once()).await;
+    world.stands::<DistributedTransaction>("good", "True", "Accepted").await;
+    for name in ["deep", "deeper", "deepest"] {
+        world.tells(name, &[("Invalid", 1)]).await;
+    }
+    // Of one that a client can read at all the status tells as well.
+    let deep = world.stands::<DistributedTransaction>("deep", "False", "Invalid").await;
+    let ready = condition(&serde_json::to_value(&deep).unwrap(), "Ready").unwrap();
+    assert!(ready.message.contains("spec.input must be nested at most 64 levels deep"), "{}", ready.message);
+}
+
 #[tokio::test]
 async fn a_malformed_object_is_told_so_and_disturbs_no_other() {
     let cluster = Cluster::start().await.unwrap();
