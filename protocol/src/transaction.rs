@@ -153,7 +153,7 @@ pub struct Transaction {
     pub input: String,
     /// App and session of its coordinator; `None` when it was handed over unowned.
     pub coordinator: Option<(App, SessionId)>,
-    /// Every former coordinator: their inboxes may hold answers.
+    /// Former coordinators whose inboxes may hold answers that the record does not tell of.
     pub former: Vec<(App, SessionId)>,
     /// When it is aborted for want of a decision, milliseconds since the Unix epoch; 0 until it has a coordinator.
     pub deadline: Millis,

@@ -16,6 +16,11 @@ use crate::{Answer, App, Branch, Entry, Key, Millis, Now, Plan, SessionId, Trans
 /// The wait before a plan is tried again whose fate is not known or that was refused for no reason to be seen.
 pub const AGAIN: Millis = 200;
 
+/// So many former coordinators of a decided transaction are remembered; with one more, what was answered to them is
+/// taken into the record, and they are forgotten: a participant may be away for months, and each of them costs a delete
+/// at the end.
+const MOST_FORMER: usize = 1;
+
 /// What a coordinator hears.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
@@ -334,7 +339,10 @@ impl Coordinator {
             }
             branch.stage = Stage::Applying;
         }
-        let plan = plans::decide(&self.id, self.revision, record.clone(), moved);
+        // Nothing comes any more to a coordinator that is gone, and what came goes with this.
+        let answers = record.answers(&self.id);
+        record.former.clear();
+        let plan = plans::decide(&self.id, self.revision, record.clone(), answers, moved);
         self.commit(Step::Decide(record), plan)
     }
 
@@ -350,7 +358,9 @@ impl Coordinator {
                 _ => false,
             }
         });
-        if !news && !self.record.branches.iter().all(|branch| self.done(branch, decision)) {
+        let done = self.record.branches.iter().all(|branch| self.done(branch, decision));
+        let crowded = self.is_crowded();
+        if !news && !done && !crowded {
             return Vec::new();
         }
         let mut record = self.record.clone();
@@ -380,14 +390,12 @@ impl Coordinator {
             }
             heard.push((branch.participant.name.clone(), *revision));
         }
-        if heard.is_empty() {
+        if done && heard.is_empty() {
             let plan = plans::finish(&self.id, self.revision, &record, now);
             self.record = record;
             return self.commit(Step::Finish, plan);
         }
-        let names: Vec<Branch> = heard.iter().map(|(branch, _)| branch.clone()).collect();
-        let plan = plans::amend(&self.id, self.revision, record.clone(), &asked, &names);
-        self.commit(Step::Amend(record, heard), plan)
+        self.amend(record, &asked, heard, crowded)
     }
 
     fn done(&self, branch: &BranchRecord, decision: Decision) -> bool {

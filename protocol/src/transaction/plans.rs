@@ -216,15 +216,22 @@ pub(super) fn look(id: &TransactionId, revision: i64, record: &Transaction) -> P
     plan
 }
 
-/// The decision, made once by the compare on the transaction: puts it over every branch's item, and clears the votes.
+/// The decision, made once by the compare on the transaction: puts it over every branch's item, and clears the votes,
+/// which are in `answers`.
 /// `moved` are keys of items that stood where nobody lives any more.
-pub(super) fn decide(id: &TransactionId, revision: i64, record: Transaction, moved: Vec<Key>) -> Plan {
+pub(super) fn decide(
+    id: &TransactionId,
+    revision: i64,
+    record: Transaction,
+    answers: Vec<Range>,
+    moved: Vec<Key>,
+) -> Plan {
     let operation = record.decision.unwrap_or(Decision::Abort).operation();
     let mut plan = Plan::new()
         .unchanged(Key::Transaction(id.clone()), revision)
         .otherwise(Key::Transaction(id.clone()))
         .otherwise(Key::Done(id.clone()));
-    for range in record.answers(id) {
+    for range in answers {
         plan = plan.delete(range);
     }
     for key in moved {

@@ -1,9 +1,9 @@
 //! What people wish of a transaction that cannot go on without them.
 
-use super::{Coordinator, Effect, Step};
+use super::{Coordinator, Effect, MOST_FORMER, Step};
 use crate::{
-    Branch, Now,
-    transaction::{BranchRecord, Peers, Reply, Stage, Verdict, note, plans},
+    Branch, Now, Range,
+    transaction::{BranchRecord, Peers, Reply, Stage, Transaction, Verdict, note, plans},
 };
 
 impl Coordinator {
@@ -28,13 +28,36 @@ impl Coordinator {
                 heard.push((branch.participant.name.clone(), *revision));
             }
         }
-        if heard.is_empty() {
+        // What is asked again may have voted already, in the inbox of one that is gone.
+        let crowded =
+            self.is_crowded() && record.branches.iter().all(|branch| branch.stage != Stage::Preparing);
+        if heard.is_empty() && !crowded {
             return Vec::new();
         }
         record.deadline = now.unix + record.timeout;
+        self.amend(record, &asked, heard, crowded)
+    }
+
+    /// Writes down what was heard, and forgets former coordinators that have become too many: what was answered to them
+    /// has been read, and is in the record from here on.
+    pub(super) fn amend(
+        &mut self,
+        mut record: Transaction,
+        asked: &[usize],
+        heard: Vec<(Branch, i64)>,
+        crowded: bool,
+    ) -> Vec<Effect> {
+        let former = if crowded { std::mem::take(&mut record.former) } else { Vec::new() };
         let names: Vec<Branch> = heard.iter().map(|(branch, _)| branch.clone()).collect();
-        let plan = plans::amend(&self.id, self.revision, record.clone(), &asked, &names);
+        let mut plan = plans::amend(&self.id, self.revision, record.clone(), asked, &names);
+        for (app, session) in former {
+            plan = plan.delete(Range::Answers(app, session, self.id.clone()));
+        }
         self.commit(Step::Amend(record, heard), plan)
+    }
+
+    pub(super) fn is_crowded(&self) -> bool {
+        self.record.former.len() > MOST_FORMER
     }
 
     /// Does to a stuck branch what a person wishes, and tells whether it is to be asked again, at `stage`; `None` when
