@@ -57,6 +57,7 @@ impl LockEngine {
         let holding = holdings.get_mut(token).filter(|holding| holding.covers(place));
         let holding = holding.ok_or(Rejected::Mismatch)?;
         holding.followers += 1;
+        let standing = holding.changes();
         let Holding { keys, ttl, bound, .. } = holding.clone();
         Ok(Following {
             engine: self.clone(),
@@ -64,7 +65,7 @@ impl LockEngine {
             keys,
             ttl,
             bound,
-            standing: holding.changes(),
+            standing,
             told: None,
             warned: false,
             renew_at: 0,

@@ -44,7 +44,9 @@ pub(super) struct Holding {
     pub(super) followers: usize,
     /// Since when it is held, on the monotonic clock.
     pub(super) since: Millis,
-    standing: watch::Sender<Standing>,
+    standing: Standing,
+    /// Tells whoever follows it; there from the first one on.
+    told: Option<watch::Sender<Standing>>,
 }
 
 /// See the module.
@@ -56,15 +58,22 @@ pub(super) struct Holdings {
 
 impl Holding {
     pub(super) fn new(keys: Vec<Held>, ttl: Millis, bound: bool, since: Millis) -> Self {
-        Self { keys, ttl, bound, followers: 0, since, standing: watch::Sender::new(Standing::Held) }
+        Self { keys, ttl, bound, followers: 0, since, standing: Standing::Held, told: None }
     }
 
     pub(super) fn standing(&self) -> Standing {
-        *self.standing.borrow()
+        self.standing
     }
 
-    pub(super) fn changes(&self) -> watch::Receiver<Standing> {
-        self.standing.subscribe()
+    pub(super) fn changes(&mut self) -> watch::Receiver<Standing> {
+        self.told.get_or_insert_with(|| watch::Sender::new(self.standing)).subscribe()
+    }
+
+    fn end(&mut self, standing: Standing) {
+        self.standing = standing;
+        if let Some(told) = &self.told {
+            told.send_replace(standing);
+        }
     }
 
     pub(super) fn covers(&self, place: &Place) -> bool {
@@ -90,11 +99,11 @@ impl Holdings {
 
     /// The grant ends, if it has not, and whoever follows it is told so; answers what it was.
     pub(super) fn end(&mut self, token: Token, standing: Standing) -> Option<&Holding> {
-        let holding = self.by_token.get(&token)?;
+        let holding = self.by_token.get_mut(&token)?;
         if holding.standing() != Standing::Held {
             return None;
         }
-        holding.standing.send_replace(standing);
+        holding.end(standing);
         self.remember(token);
         self.by_token.get(&token)
     }
@@ -103,7 +112,7 @@ impl Holdings {
     pub(super) fn lose(&mut self, token: Token) -> Option<&Holding> {
         if let Entry::Vacant(vacant) = self.by_token.entry(token) {
             let unknown = vacant.insert(Holding::new(Vec::new(), 0, false, 0));
-            unknown.standing.send_replace(Standing::Lost);
+            unknown.end(Standing::Lost);
             self.remember(token);
             return None;
         }
@@ -154,7 +163,7 @@ mod tests {
     fn a_grant_ends_once_and_stays_ended() {
         let mut holdings = Holdings::default();
         assert!(holdings.begin(Token(1), holding()));
-        let told = holdings.get(Token(1)).unwrap().changes();
+        let told = holdings.get_mut(Token(1)).unwrap().changes();
         assert!(holdings.end(Token(1), Standing::Lost).is_some());
         assert_eq!(*told.borrow(), Standing::Lost);
         assert!(holdings.end(Token(1), Standing::Released).is_none());
