@@ -52,6 +52,17 @@ bench: tools ## Measures the sidecars beside etcd's own lock service and plain p
 	cargo build --locked --release -p concordat-tests --bin bench
 	$(RELEASE)/bench --output docs/benchmarks.md
 
+.PHONY: peers
+peers: ## Installs the servers that locks are measured beside: ZooKeeper and Redis
+	@command -v java redis-server >/dev/null && test -e /usr/share/java/zookeeper.jar || \
+	  { apt-get update -q && apt-get install -qy --no-install-recommends zookeeper default-jre-headless redis-server; }
+
+.PHONY: bench-locks
+bench-locks: tools peers ## Measures locks beside etcd's lock service, ZooKeeper and Redis; writes docs/benchmarks-locks.md
+	cargo build --locked --release -p concordat-sidecar --bin concordat-sidecar
+	cargo build --locked --release -p concordat-tests --features peers --bin bench-locks
+	$(RELEASE)/bench-locks --output docs/benchmarks-locks.md
+
 .PHONY: crds
 crds: tools ## Writes crds/*.yaml anew from the Rust types
 	cargo run --locked -p concordat-crds --bin crdgen

@@ -1,9 +1,14 @@
 //! Benchmarks: closed loops against release builds, peers measured in the same run, rounds interleaved.
 
 pub mod app;
+mod figures;
 mod http;
 mod load;
+#[cfg(feature = "peers")]
+pub mod locks;
+mod pairs;
 mod report;
+mod servers;
 mod stage;
 mod work;
 
@@ -54,7 +59,7 @@ pub async fn run(command: Command) -> Result<()> {
             for work in Work::ALL.into_iter().filter(|work| work.name().contains(&command.only)) {
                 let figure = work.run(&stage, clients, Duration::from_secs(command.seconds)).await?;
                 eprintln!("round {} · {clients:>3} clients · {:<28} {figure}", round + 1, work.name());
-                report.add(work, clients, figure);
+                report.figures.add(work, clients, figure);
             }
         }
     }

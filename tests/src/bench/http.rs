@@ -25,6 +25,15 @@ impl Http {
         Ok(Self { stream, asked: Vec::new(), answered: Vec::with_capacity(4096), length: 0 })
     }
 
+    /// So many of them.
+    pub(super) async fn several(port: u16, count: usize) -> Result<Vec<Self>> {
+        let mut connections = Vec::new();
+        for _ in 0..count {
+            connections.push(Self::connect(port).await?);
+        }
+        Ok(connections)
+    }
+
     /// One request; its answer must have one of the statuses. The body stays until the next request.
     pub(super) async fn send(
         &mut self,

@@ -24,6 +24,14 @@ pub(super) struct Figure {
     pub(super) spent: [f64; 4],
 }
 
+impl Figure {
+    /// With the processor time of each process that this took: what all took before it and after it.
+    pub(super) fn spending(self, before: [f64; 4], after: [f64; 4]) -> Self {
+        let operations = self.operations.max(1) as f64;
+        Self { spent: std::array::from_fn(|of| (after[of] - before[of]) / operations), ..self }
+    }
+}
+
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>9.0}/s  p50 {:>7.2} ms  p99 {:>7.2} ms", self.rate, self.p50, self.p99)

@@ -1,10 +1,15 @@
 //! The results, and whether they are good enough.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::fmt::Write as _;
 
 use anyhow::{Result, ensure};
 
-use super::{load::Figure, stage::Idle, work::Work};
+use super::{
+    figures::{Figures, cores},
+    load::Figure,
+    servers::Idle,
+    work::Work,
+};
 
 /// Clients at which the gates hold.
 const GATED: usize = 64;
@@ -19,49 +24,21 @@ const GATES: [(Work, Work, f64); 5] = [
 /// At one client an operation may take so many times the etcd round trips it needs.
 const ALONE: f64 = 1.5;
 
-fn middle(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Figures by work and clients, one a round.
+/// All that was measured.
 pub(super) struct Report {
     rounds: usize,
     seconds: u64,
     idle: Option<Idle>,
-    figures: BTreeMap<(Work, usize), Vec<Figure>>,
+    pub(super) figures: Figures<Work>,
 }
 
 impl Report {
     pub(super) fn new(rounds: usize, seconds: u64) -> Self {
-        Self { rounds, seconds, idle: None, figures: BTreeMap::new() }
+        Self { rounds, seconds, idle: None, figures: Figures::new() }
     }
 
     pub(super) fn idle(&mut self, idle: Idle) {
         self.idle = Some(idle);
-    }
-
-    pub(super) fn add(&mut self, work: Work, clients: usize, figure: Figure) {
-        self.figures.entry((work, clients)).or_default().push(figure);
-    }
-
-    /// Medians over the rounds, of each column for itself.
-    fn median(&self, work: Work, clients: usize) -> Option<Figure> {
-        let figures = self.figures.get(&(work, clients))?;
-        let of = |column: fn(&Figure) -> f64| middle(figures.iter().map(column).collect());
-        Some(Figure {
-            operations: figures.iter().map(|figure| figure.operations).sum(),
-            rate: of(|f| f.rate),
-            p50: of(|f| f.p50),
-            p99: of(|f| f.p99),
-            spent: std::array::from_fn(|process| middle(figures.iter().map(|f| f.spent[process]).collect())),
-        })
-    }
-
-    /// Median of the rounds' ratios: what slows a machine for a while slows both of a round.
-    fn ratio(&self, work: Work, peer: Work) -> Option<f64> {
-        let (works, peers) = (self.figures.get(&(work, GATED))?, self.figures.get(&(peer, GATED))?);
-        Some(middle(works.iter().zip(peers).map(|(work, peer)| work.rate / peer.rate).collect()))
     }
 
     pub(super) fn text(&self) -> String {
@@ -70,19 +47,14 @@ impl Report {
              participants' apps and\netcd (3.7.2, fsync on) sharing its cores. Read the ratios; absolute figures are \
              those of this machine on that day.\n\n",
         );
-        let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+        let cores = cores();
         let _ = writeln!(
             text,
             "{cores} cores; {} rounds of {} s each, interleaved; medians, of ratios those of the rounds. Messages\nand puts are \
              128 bytes; a batch counts its messages, and its latency is the request's.\n",
             self.rounds, self.seconds
         );
-        let clients: Vec<usize> = {
-            let mut all: Vec<_> = self.figures.keys().map(|(_, clients)| *clients).collect();
-            all.sort_unstable();
-            all.dedup();
-            all
-        };
+        let clients = self.figures.clients();
         let _ = write!(text, "| operations a second (p50 / p99 ms) |");
         for clients in &clients {
             let _ = write!(text, " {clients} |");
@@ -91,7 +63,7 @@ impl Report {
         for work in Work::ALL {
             let _ = write!(text, "| {} |", work.name());
             for &clients in &clients {
-                if let Some(Figure { rate, p50, p99, .. }) = self.median(work, clients) {
+                if let Some(Figure { rate, p50, p99, .. }) = self.figures.median(work, clients) {
                     let _ = write!(text, " {rate:.0} ({p50:.2} / {p99:.1}) |");
                 }
             }
@@ -99,7 +71,7 @@ impl Report {
         }
         let _ = write!(text, "\n| at {GATED} clients | ratio | gate |\n|---|---|---|\n");
         for (work, peer, gate) in GATES {
-            if let Some(ratio) = self.ratio(work, peer) {
+            if let Some(ratio) = self.figures.ratio(work, peer, GATED) {
                 let _ = writeln!(text, "| {} against {} | {ratio:.2} | ≥ {gate} |", work.name(), peer.name());
             }
         }
@@ -109,7 +81,9 @@ impl Report {
              |\n|---|---|---|---|---|\n"
         );
         for work in Work::ALL {
-            if let Some(Figure { spent: [etcd, sidecar, others, generator], .. }) = self.median(work, GATED) {
+            if let Some(Figure { spent: [etcd, sidecar, others, generator], .. }) =
+                self.figures.median(work, GATED)
+            {
                 let _ = writeln!(
                     text,
                     "| {} | {etcd:.1} | {sidecar:.1} | {others:.1} | {generator:.1} |",
@@ -117,13 +91,13 @@ impl Report {
                 );
             }
         }
-        if let Some(put) = self.median(Work::Put, 1) {
+        if let Some(put) = self.figures.median(Work::Put, 1) {
             let _ = write!(
                 text,
                 "\n| at 1 client | p50 ms | round trips | against so many puts | gate |\n|---|---|---|---|---|\n"
             );
             for (work, _, _) in GATES {
-                if let Some(figure) = self.median(work, 1) {
+                if let Some(figure) = self.figures.median(work, 1) {
                     let trips = work.round_trips();
                     let ratio = figure.p50 / (put.p50 * f64::from(trips));
                     let _ = writeln!(
@@ -149,7 +123,7 @@ impl Report {
         let missed: Vec<String> = GATES
             .iter()
             .filter_map(|&(work, peer, gate)| {
-                let ratio = self.ratio(work, peer)?;
+                let ratio = self.figures.ratio(work, peer, GATED)?;
                 (ratio < gate).then(|| format!("{}: {ratio:.2} of {gate}", work.name()))
             })
             .collect();

@@ -7,12 +7,12 @@ use std::{
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use etcd_client::LockOptions;
 use hyper::Method;
 
 use super::{
     http::{Http, text},
     load::{Figure, Meter, all},
+    pairs,
     stage::Stage,
 };
 
@@ -75,18 +75,15 @@ impl Work {
 
     pub(super) async fn run(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
         let before = stage.spent()?;
-        let mut figure = self.load(stage, clients, time).await?;
-        let after = stage.spent()?;
-        let operations = figure.operations.max(1) as f64;
-        figure.spent = std::array::from_fn(|of| (after.0[of] - before.0[of]) / operations);
-        Ok(figure)
+        let figure = self.load(stage, clients, time).await?;
+        Ok(figure.spending(before, stage.spent()?))
     }
 
     async fn load(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
         match self {
             Self::Put => puts(stage, clients, time).await,
-            Self::EtcdLock => etcd_locks(stage, clients, time).await,
-            Self::Lock => locks(stage, clients, time).await,
+            Self::EtcdLock => pairs::v3lock(&stage.client, clients, time).await,
+            Self::Lock => pairs::sidecar(stage.port()?, "bench", clients, time).await,
             Self::Publish => publish(stage, clients, time, 1).await,
             Self::PublishBatch => publish(stage, clients, time, BATCH).await,
             Self::Deliver => deliver(stage, clients, time).await,
@@ -113,54 +110,10 @@ async fn puts(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
     Ok(meter.figure())
 }
 
-async fn etcd_locks(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
-    let mut client = stage.client.clone();
-    let lease = client.lease_grant(60, None).await?.id();
-    let meter = Meter::start(time)?;
-    all((0..clients).map(|number| {
-        let (mut client, meter) = (client.clone(), meter.clone());
-        async move {
-            let name = format!("/v3lock/{number}");
-            while meter.goes_on() {
-                let since = Instant::now();
-                let held = client.lock(name.as_str(), Some(LockOptions::new().with_lease(lease))).await?;
-                client.unlock(held.key()).await?;
-                meter.done(1, since);
-            }
-            Ok(())
-        }
-    }))
-    .await?;
-    client.lease_revoke(lease).await?;
-    Ok(meter.figure())
-}
-
-async fn locks(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
-    let mut connections = connect(stage, clients).await?;
-    let meter = Meter::start(time)?;
-    all(connections.iter_mut().enumerate().map(|(number, http)| {
-        let meter = meter.clone();
-        async move {
-            let path = format!("/v1/locks/bench/{number}");
-            while meter.goes_on() {
-                let since = Instant::now();
-                let (_, grant) = http.send(Method::POST, &path, &[], "", &[200]).await?;
-                let token = text(grant, "token")?.to_owned();
-                let token = [("lock-token", &*token)];
-                http.send(Method::DELETE, &path, &token, "", &[204]).await?;
-                meter.done(1, since);
-            }
-            Ok(())
-        }
-    }))
-    .await?;
-    Ok(meter.figure())
-}
-
 async fn publish(stage: &Stage, clients: usize, time: Duration, messages: usize) -> Result<Figure> {
     let queue = fresh_name();
     stage.new_queue(&queue).await?;
-    let mut connections = connect(stage, clients).await?;
+    let mut connections = Http::several(stage.port()?, clients).await?;
     let path = format!("/v1/queues/{queue}/messages");
     let (kind, body) = payload(messages);
     let meter = Meter::start(time)?;
@@ -185,8 +138,8 @@ async fn publish(stage: &Stage, clients: usize, time: Duration, messages: usize)
 async fn deliver(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
     let queue = fresh_name();
     stage.new_queue(&queue).await?;
-    let mut publishers = connect(stage, clients).await?;
-    let mut consumers = connect(stage, clients).await?;
+    let mut publishers = Http::several(stage.port()?, clients).await?;
+    let mut consumers = Http::several(stage.port()?, clients).await?;
     let (kind, body) = payload(1);
     let (publish, receive, ack) = (
         format!("/v1/queues/{queue}/messages"),
@@ -221,7 +174,7 @@ async fn deliver(stage: &Stage, clients: usize, time: Duration) -> Result<Figure
 }
 
 async fn transactions(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
-    let mut connections = connect(stage, clients).await?;
+    let mut connections = Http::several(stage.port()?, clients).await?;
     let meter = Meter::start(time)?;
     all(connections.iter_mut().map(|http| {
         let meter = meter.clone();
@@ -239,14 +192,6 @@ async fn transactions(stage: &Stage, clients: usize, time: Duration) -> Result<F
     }))
     .await?;
     Ok(meter.figure())
-}
-
-async fn connect(stage: &Stage, clients: usize) -> Result<Vec<Http>> {
-    let mut connections = Vec::new();
-    for _ in 0..clients {
-        connections.push(Http::connect(stage.sidecar).await?);
-    }
-    Ok(connections)
 }
 
 fn payload(messages: usize) -> (&'static str, Bytes) {

@@ -1,0 +1,128 @@
+//! What clients do.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use concordat_protocol::{
+    Key, Kind, Name,
+    lock::{
+        Holder,
+        plans::{self, Frees},
+    },
+};
+
+use super::{
+    super::{
+        load::{Figure, Meter, all},
+        pairs,
+    },
+    contended,
+    stage::{COMMITTED, FAIR, STAYS, Stage},
+};
+
+/// One kind of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Work {
+    /// etcd's own lock service, called directly.
+    V3Lock,
+    /// ZooKeeper's recipe, called directly.
+    ZooKeeper,
+    /// Redis, called directly.
+    Redis,
+    /// The plans of a sidecar, committed by a store in this process.
+    Store,
+    /// Through a sidecar; both steps are committed, as of mode `Lease` they always are.
+    Sidecar,
+    /// Through a sidecar, of mode `CompareAndSwap`, whose lock stays where it was let go until another wants it.
+    Stays,
+    /// etcd's own recipe of a mutex.
+    Recipe,
+    /// First come, first served, by one sidecar.
+    FairOne,
+    /// By four.
+    FairFour,
+    /// In no order, by one sidecar.
+    SwapOne,
+    /// By four.
+    SwapFour,
+}
+
+impl Work {
+    /// One key a client.
+    pub(super) const PAIRS: [Self; 6] =
+        [Self::V3Lock, Self::ZooKeeper, Self::Redis, Self::Store, Self::Sidecar, Self::Stays];
+    /// One key for all.
+    pub(super) const CONTENDED: [Self; 5] =
+        [Self::Recipe, Self::FairOne, Self::FairFour, Self::SwapOne, Self::SwapFour];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::V3Lock => "etcd's v3lock, called directly",
+            Self::ZooKeeper => "ZooKeeper, called directly",
+            Self::Redis => "Redis, AOF always, called directly",
+            Self::Store => "the store in process",
+            Self::Sidecar => "through the sidecar, both steps committed (Lease)",
+            Self::Stays => "through the sidecar, a lock that stayed (CompareAndSwap)",
+            Self::Recipe => "etcd's own mutex recipe",
+            Self::FairOne => "FairQueue, one sidecar",
+            Self::FairFour => "FairQueue, four sidecars",
+            Self::SwapOne => "CompareAndSwap, one sidecar",
+            Self::SwapFour => "CompareAndSwap, four sidecars",
+        }
+    }
+
+    pub(super) async fn run(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
+        let before = stage.spent()?;
+        let figure = self.load(stage, clients, time).await?;
+        Ok(figure.spending(before, stage.spent()?))
+    }
+
+    async fn load(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
+        let sidecar = *stage.ports(1)?.first().context("no sidecar")?;
+        match self {
+            Self::V3Lock => pairs::v3lock(&stage.client, clients, time).await,
+            Self::ZooKeeper => stage.zookeeper.pairs(clients, time).await,
+            Self::Redis => stage.redis.pairs(clients, time).await,
+            Self::Store => store(stage, clients, time).await,
+            Self::Sidecar => pairs::sidecar(sidecar, COMMITTED, clients, time).await,
+            Self::Stays => pairs::sidecar(sidecar, STAYS, clients, time).await,
+            Self::Recipe => contended::recipe(&stage.client, clients, time).await,
+            Self::FairOne => contended::sidecars(&stage.ports(1)?, FAIR, clients, time).await,
+            Self::FairFour => contended::sidecars(&stage.ports(4)?, FAIR, clients, time).await,
+            Self::SwapOne => contended::sidecars(&stage.ports(1)?, STAYS, clients, time).await,
+            Self::SwapFour => contended::sidecars(&stage.ports(4)?, STAYS, clients, time).await,
+        }
+    }
+}
+
+/// What a sidecar commits for a pair, all guards included, without HTTP and without a machine.
+async fn store(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
+    let (store, lock) = (&stage.store, Name::from(STAYS));
+    let definition = Key::Definition { kind: Kind::Lock, name: lock.clone() };
+    let found = store.read(vec![definition.into()]).await?;
+    let created = found.reads.into_iter().flatten().next().context("no definition")?.create_revision;
+    let meter = Meter::start(time)?;
+    all((0..clients).map(|number| {
+        let (meter, lock) = (meter.clone(), lock.clone());
+        async move {
+            let key = Name::from(&*format!("store-{number}"));
+            while meter.goes_on() {
+                let since = Instant::now();
+                let holder = Holder {
+                    session: store.session().id,
+                    pod: "generator".into(),
+                    owner: String::new(),
+                    since: store.clock().now().unix,
+                };
+                let taken = store.commit(plans::acquire(&lock, &key, created, 15_000, holder, None)).await?;
+                ensure!(taken.held, "{key} is held");
+                let left = store.commit(plans::release(&lock, &key, taken.revision, Frees::Holder)).await?;
+                ensure!(left.held, "{key} was not held");
+                meter.done(1, since);
+            }
+            Ok(())
+        }
+    }))
+    .await?;
+    Ok(meter.figure())
+}
