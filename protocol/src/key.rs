@@ -80,6 +80,18 @@ pub enum Key {
         /// The sidecar's own counter: no two shadows of a session share it. 0 in mode Lease.
         number: u64,
     },
+    /// That a sidecar wants a lock of mode CompareAndSwap which may stay with its holder's sidecar, leased. Put by the
+    /// one that wants it; deleted by the holder's sidecar, which answers it, else by the one that put it.
+    Want {
+        /// The holder's sidecar.
+        holder: SessionId,
+        /// The Lock.
+        lock: Name,
+        /// The key under it.
+        key: Name,
+        /// The sidecar that wants it.
+        session: SessionId,
+    },
     /// Messages published together, never changed. Written by the publisher's sidecar.
     Segment {
         /// The Queue.
@@ -174,6 +186,10 @@ pub enum Range {
     LockKey(Name, Name),
     /// Everything of all Locks.
     Locks,
+    /// What others want of one sidecar.
+    Wants(SessionId),
+    /// Who wants one key of a Lock of one sidecar.
+    WantsOf(SessionId, Name, Name),
     /// Everything of one Queue.
     Queue(Name),
     /// The segments, progress records and claims of one Queue: what its consumers watch.
@@ -233,6 +249,10 @@ impl Range {
                 Self::LockKey(name, of),
                 Key::Holder { lock, key } | Key::Waiter { lock, key, .. } | Key::Shadow { lock, key, .. },
             ) => name == lock && of == key,
+            (Self::Wants(of), Key::Want { holder, .. }) => of == holder,
+            (Self::WantsOf(of, name, key), Key::Want { holder, lock, key: at, .. }) => {
+                of == holder && name == lock && key == at
+            }
             (
                 Self::Queue(name),
                 Key::Segment { queue, .. }
@@ -274,6 +294,7 @@ impl Range {
             | (Self::Lock(_) | Self::LockKey(..), Self::Locks)
             | (Self::AllStats, Self::Stats(..))
             | (Self::Stats(..), Self::AllStats) => true,
+            (Self::Wants(a), Self::WantsOf(b, ..)) | (Self::WantsOf(b, ..), Self::Wants(a)) => a == b,
             (Self::Queue(a), b) | (b, Self::Queue(a)) => b.queue() == Some(a),
             (Self::Live(a), b) | (b, Self::Live(a)) => {
                 b.queue() == Some(a) && !matches!(b, Self::DeadLetters(_))

@@ -79,7 +79,7 @@ impl Settings {
     }
 }
 
-/// Who holds a key of a lock. The fence is made of the record's mod revision.
+/// Who holds a key of a lock. The fence is made of the record's create revision and of `regrants`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Holder {
     /// The holder's sidecar.
@@ -90,6 +90,18 @@ pub struct Holder {
     pub owner: String,
     /// When it was granted, milliseconds since the Unix epoch, for people.
     pub since: Millis,
+    /// How often its sidecar had granted it anew since the key was put; 0 but in mode [`Mode::CompareAndSwap`].
+    pub regrants: u32,
+    /// Whether it stays with its sidecar when it is let go: then only that sidecar knows whether anybody holds it, and
+    /// by whom and how often it was granted since. Mode [`Mode::CompareAndSwap`] alone.
+    pub stays: bool,
+}
+
+/// That another sidecar wants a lock that may stay with its holder's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Want {
+    /// Create revision of the holder's key.
+    pub life: i64,
 }
 
 /// Who stands in the line of a lock of mode [`Mode::FairQueue`]. It holds the lock once all before it do, and its share

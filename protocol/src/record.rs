@@ -45,6 +45,8 @@ records! {
     Shadow(lock::Shadow),
     /// Under [`crate::Key::Segment`].
     Segment(queue::Segment),
+    /// Under [`crate::Key::Want`].
+    Want(lock::Want),
     /// Under [`crate::Key::Progress`].
     Progress(queue::Progress),
     /// Under [`crate::Key::Claim`].

@@ -135,7 +135,14 @@ fn shadow_key(session: &str, number: u64) -> Key {
 }
 
 fn holder() -> Holder {
-    Holder { session: "other".into(), pod: "elsewhere".into(), owner: "rival".into(), since: 0 }
+    Holder {
+        session: "other".into(),
+        pod: "elsewhere".into(),
+        owner: "rival".into(),
+        since: 0,
+        regrants: 0,
+        stays: false,
+    }
 }
 
 fn rival(number: u64, revision: i64, share: Share) -> Entry {

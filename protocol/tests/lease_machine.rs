@@ -117,7 +117,14 @@ fn release(revision: i64, frees: Frees) -> Plan {
 }
 
 fn rival() -> Holder {
-    Holder { session: "other".into(), pod: "elsewhere".into(), owner: "rival".into(), since: 0 }
+    Holder {
+        session: "other".into(),
+        pod: "elsewhere".into(),
+        owner: "rival".into(),
+        since: 0,
+        regrants: 0,
+        stays: false,
+    }
 }
 
 fn entry(key: Key, record: Record, revision: i64) -> Entry {

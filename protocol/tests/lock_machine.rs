@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use concordat_protocol::{
-    Answer, Entry, Key, Now, Plan, SessionId,
+    Answer, Entry, Key, Now, Plan, Range, SessionId,
     lock::{
         Caller, Effect, Failure, Fence, Holder, Input, Machine, Mode, Rejected, Reply, Request, Seen, Share,
         Token, invariant,
@@ -46,12 +46,24 @@ fn key() -> Key {
     plans::holder(&"orders".into(), &"c42".into())
 }
 
+/// What frees the key.
+fn freed(revision: i64) -> Plan {
+    plans::release(&"orders".into(), &"c42".into(), revision, Frees::Holder)
+}
+
 fn gone(revision: i64) -> Input {
     Input::Seen(Seen::Deleted { key: key(), revision })
 }
 
 fn rival() -> Holder {
-    Holder { session: "other".into(), pod: "elsewhere".into(), owner: "rival".into(), since: 0 }
+    Holder {
+        session: "other".into(),
+        pod: "elsewhere".into(),
+        owner: "rival".into(),
+        since: 0,
+        regrants: 0,
+        stays: false,
+    }
 }
 
 fn commits(effects: &[Effect]) -> Vec<&Plan> {
@@ -142,6 +154,8 @@ fn a_grant_lasts_as_long_as_it_is_renewed_and_believed_and_no_longer_than_may_be
     let renew = |believed| Input::Renew { caller: Caller(2), token: Token(1), believed };
     let renewed = machine.step(renew(BELIEVED), at(4_000)).unwrap();
     assert_eq!(reply(&renewed, 2), Some(&Ok(Reply::Renewed { expires_in: 4_000 })), "8 s is all there is");
+    assert_eq!(commits(&renewed).len(), 1, "it has lasted, so etcd is told");
+    machine.step(held(6), at(4_000)).unwrap();
     let renewed = machine.step(renew(20_000), at(7_999)).unwrap();
     assert_eq!(reply(&renewed, 2), Some(&Ok(Reply::Renewed { expires_in: 1 })));
     let before = machine.clone();
@@ -149,7 +163,8 @@ fn a_grant_lasts_as_long_as_it_is_renewed_and_believed_and_no_longer_than_may_be
     assert_eq!(machine, before, "what is rejected changes nothing");
     let ended = machine.step(Input::Tick { believed: 20_000 }, at(8_000)).unwrap();
     assert!(ended.contains(&Effect::Lost(Token(1))));
-    assert_eq!(commits(&ended), [&plans::release(&"orders".into(), &"c42".into(), 5, Frees::Holder)]);
+    let wants = Range::WantsOf("s".into(), "orders".into(), "c42".into());
+    assert_eq!(commits(&ended), [&freed(5).delete(wants)], "with what others may have wanted");
     assert_eq!(machine.step(renew(20_000), at(8_001)), Err(Rejected::Lost), "for good");
 }
 
@@ -189,11 +204,7 @@ fn etcd_that_does_not_answer_is_said_to() {
         "it was never asked for"
     );
     let late = machine.step(held(5), at(machine::PATIENCE)).unwrap();
-    assert_eq!(
-        commits(&late),
-        [&plans::release(&"orders".into(), &"c42".into(), 5, Frees::Holder)],
-        "what nobody wants is freed"
-    );
+    assert_eq!(commits(&late), [&freed(5)], "what nobody wants is freed");
 }
 
 #[test]
@@ -207,7 +218,7 @@ fn a_fence_is_safe_in_every_json_parser() {
 }
 
 fn change(revision: i64, holder: Option<&str>) -> Change {
-    Change { revision, at: revision as u64 * 100, holder: holder.map(SessionId::from) }
+    Change { revision, at: revision as u64 * 100, holder: holder.map(SessionId::from), told: None }
 }
 
 fn grant(place: u64, revision: i64, from: u64, to: u64) -> Grant {
@@ -238,8 +249,16 @@ fn good() -> History {
 fn each_invariant_finds_the_history_that_breaks_it() {
     assert_eq!(invariant::all(&good(), 0, 100), Ok(()));
     type Spoil = fn(&mut History);
-    let spoils: [(&str, Spoil); 14] = [
+    let spoils: [(&str, Spoil); 16] = [
         ("L1", |history| drop(history.changes.remove(1))),
+        ("L2", |history| {
+            history.grants[0].fence += 9;
+            history.grants.push(grant(3, 1, 901, 902));
+        }),
+        ("turns", |history| {
+            history.changes[2].told = Some(2);
+            history.grants[1].fence += 19;
+        }),
         ("L2", |history| history.grants[1].fence = history.grants[0].fence),
         ("L2", |history| history.grants[1].fence += 5 << 10),
         ("L2", |history| history.changes.retain(|change| change.revision != 1)),

@@ -14,7 +14,7 @@ mod world;
 
 use concordat_protocol::{
     Entry, Key, Plan, Range, SessionId, Write,
-    lock::{Fence, Mode, Seen, invariant},
+    lock::{Fence, Mode, Seen, fence, invariant},
 };
 use state::State;
 use stateright::{Checker, HasDiscoveries, Model, Property};
@@ -41,6 +41,16 @@ pub(crate) enum Bug {
     IgnoresShadow,
     /// A grant that is over against its holder's will takes its shadow along.
     TakesShadow,
+    /// What stays is granted here after its lease has ended.
+    RegrantsTheLost,
+    /// What stays is granted here after its deletion was sent.
+    RegrantsTheFreed,
+    /// A grant of what stayed has the fence of the one before.
+    OneFence,
+    /// Nobody listens to what others want.
+    IgnoresWants,
+    /// Who comes to have what it wanted does not take its want back.
+    LeavesWants,
     /// The lock-delay counts from when the lost one was granted (a shadow is looked at, and not whether it is alone).
     DelaysFromGrant,
 }
@@ -60,6 +70,7 @@ impl Bug {
                 plan.writes.retain(|write| *write != Write::Delete(Range::One(shadow())));
             }
             Self::IgnoresShadow if acquires => plan.compares.retain(|compare| compare.key != shadow()),
+            Self::LeavesWants => plan.writes.retain(|write| !takes_want_back(write)),
             Self::TakesShadow if !acquires => plan.writes.push(Write::Delete(Range::One(shadow()))),
             _ => {}
         }
@@ -87,10 +98,15 @@ impl Bug {
     fn forge(self, fence: u64, session: &SessionId) -> u64 {
         let begun: i64 = session.as_str().parse().unwrap_or_default();
         match self {
+            Self::OneFence => fence - fence % fence::PLACES,
             Self::FenceOfSession => Fence::new(begun, 0, 0).map_or(0, Fence::get),
             _ => fence,
         }
     }
+}
+
+fn takes_want_back(write: &Write) -> bool {
+    matches!(write, Write::Delete(Range::One(Key::Want { .. })))
 }
 
 impl Model for World {
@@ -116,6 +132,7 @@ impl Model for World {
                     invariant::all(&state.history(), 0, 0).is_ok()
                 }),
                 Property::always("no orphan", |_, state: &State| !state.orphaned()),
+                Property::always("nothing is withheld", |_, state: &State| !state.withheld()),
                 Property::sometimes("each grant in turn", |world: &World, state: &State| {
                     state.grants.len() == usize::from(world.budget.acquires)
                 }),
@@ -127,6 +144,8 @@ impl Model for World {
             return properties;
         }
         vec![
+            Property::always("no orphan", |_, state: &State| !state.orphaned()),
+            Property::always("nothing is withheld", |_, state: &State| !state.withheld()),
             Property::always("L1", |_, state: &State| invariant::l1_exclusion(&state.history()).is_ok()),
             Property::always("L2", |_, state: &State| invariant::l2_fencing(&state.history(), 0).is_ok()),
             Property::always("L4", |_, state: &State| invariant::l4_local_truth(&state.history()).is_ok()),
@@ -168,14 +187,17 @@ fn finds_in(mode: Mode, bug: Bug, property: &'static str, callers: Vec<(usize, b
 #[test]
 fn three_callers_on_two_sidecars() {
     let callers = vec![(0, true), (0, false), (1, true)];
-    let budget = Budget { acquires: 2 + scale(), hang_ups: 1, expiries: 1, ..Budget::default() };
+    let budget = Budget { acquires: 2 + scale(), hang_ups: scale() - 1, expiries: 1, ..Budget::default() };
+    holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
+    let callers = vec![(0, true), (0, true), (1, false)];
+    let budget = Budget { acquires: 2 + scale(), hang_ups: 1, ..Budget::default() };
     holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
 }
 
 #[test]
 fn three_callers_on_three_sidecars_and_plans_that_land_late() {
     let callers = vec![(0, true), (1, true), (2, true)];
-    let budget = Budget { acquires: 3, lost_replies: 1, pauses: scale() - 1, ..Budget::default() };
+    let budget = Budget { acquires: 1 + scale(), lost_replies: 1, pauses: scale() - 1, ..Budget::default() };
     holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
 }
 
@@ -189,7 +211,19 @@ fn pauses_past_the_lease() {
 #[test]
 fn restarts_and_plans_that_land_late() {
     let callers = vec![(0, true), (1, true)];
-    let budget = Budget { acquires: 1 + scale(), restarts: 1, lost_replies: 1, ..Budget::default() };
+    let budget = Budget { acquires: 2, restarts: 1, lost_replies: scale() - 1, ..Budget::default() };
+    holds(World { mode: Mode::CompareAndSwap, callers: callers.clone(), budget, bug: None });
+    let budget = Budget { acquires: 1, restarts: 1, lost_replies: 1, ..Budget::default() };
+    holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
+}
+
+#[test]
+fn what_stays_and_what_lasts() {
+    let callers = vec![(0, true), (1, false)];
+    let budget = Budget { acquires: 2 + scale(), lapses: 1, ..Budget::default() };
+    holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
+    let callers = vec![(0, true), (1, true)];
+    let budget = Budget { acquires: 2, lapses: 2, lost_replies: scale() - 1, ..Budget::default() };
     holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
 }
 
@@ -240,6 +274,36 @@ fn a_release_by_name_is_found() {
 fn a_fence_that_is_not_monotone_is_found() {
     let budget = Budget { acquires: 2, ..Budget::default() };
     finds(Bug::FenceOfSession, "L2", vec![(0, true), (1, true)], budget);
+}
+
+#[test]
+fn a_lock_that_stayed_and_is_granted_after_its_lease_is_found() {
+    let budget = Budget { acquires: 3, pauses: 1, ..Budget::default() };
+    finds(Bug::RegrantsTheLost, "L4", vec![(0, true), (0, true), (1, true)], budget);
+}
+
+#[test]
+fn a_lock_that_stayed_and_is_granted_after_its_deletion_was_sent_is_found() {
+    let budget = Budget { acquires: 3, ..Budget::default() };
+    finds(Bug::RegrantsTheFreed, "L4", vec![(0, true), (1, true)], budget);
+}
+
+#[test]
+fn two_grants_of_what_stays_with_one_fence_are_found() {
+    let budget = Budget { acquires: 2, ..Budget::default() };
+    finds(Bug::OneFence, "L2", vec![(0, true)], budget);
+}
+
+#[test]
+fn a_want_that_is_ignored_is_found() {
+    let budget = Budget { acquires: 2, ..Budget::default() };
+    finds(Bug::IgnoresWants, "nothing is withheld", vec![(0, true), (1, true)], budget);
+}
+
+#[test]
+fn a_want_that_is_not_taken_back_is_found() {
+    let budget = Budget { acquires: 2, lapses: 1, ..Budget::default() };
+    finds(Bug::LeavesWants, "no orphan", vec![(0, true), (1, true)], budget);
 }
 
 #[test]

@@ -17,6 +17,7 @@
 //! /concordat/<ns>/lock/<name>/<key>/holder
 //! /concordat/<ns>/lock/<name>/<key>/waiter/<sid>/<counter>
 //! /concordat/<ns>/lock/<name>/<key>/shadow/<sid>/<counter>
+//! /concordat/<ns>/want/<sid>/<name>/<key>/<sid>
 //! /concordat/<ns>/queue/<name>/live/seg/<partition>/<segment>
 //! /concordat/<ns>/queue/<name>/live/ack/<partition>/<segment>
 //! /concordat/<ns>/queue/<name>/live/claim/<partition>/<segment>/<sid>/<number>
@@ -83,6 +84,9 @@ pub fn encode(namespace: &str, key: &Key) -> Vec<u8> {
         Key::Shadow { lock, key, session, number } => {
             text.lock(lock, key).literal("shadow").text(session.as_str()).padded(*number)
         }
+        Key::Want { holder, lock, key, session } => {
+            text.wants(holder).text(lock.as_str()).text(key.as_str()).text(session.as_str())
+        }
         Key::Segment { queue, partition, segment } => {
             text.queue(queue.as_str(), "live/seg").partition(*partition).segment(segment)
         }
@@ -144,6 +148,8 @@ pub fn range(namespace: &str, range: &Range) -> (Vec<u8>, Vec<u8>) {
         Range::Lock(name) => text.literal("lock").text(name.as_str()),
         Range::LockKey(name, key) => text.lock(name, key),
         Range::Locks => text.literal("lock"),
+        Range::Wants(session) => text.wants(session),
+        Range::WantsOf(session, name, key) => text.wants(session).text(name.as_str()).text(key.as_str()),
         Range::Queue(name) => text.literal("queue").text(name.as_str()),
         Range::Live(name) => text.queue(name.as_str(), "live"),
         Range::Segments(name) => text.queue(name.as_str(), "live/seg"),
@@ -235,6 +241,9 @@ impl Text {
     fn lock(self, lock: &Name, key: &Name) -> Self {
         self.literal("lock").text(lock.as_str()).text(key.as_str())
     }
+    fn wants(self, holder: &SessionId) -> Self {
+        self.literal("want").text(holder.as_str())
+    }
     fn queue(self, queue: &str, part: &str) -> Self {
         self.literal("queue").text(queue).literal(part)
     }
@@ -284,6 +293,9 @@ fn parse(bytes: &[u8]) -> Result<(Option<Cow<'_, str>>, Key), Why> {
                 "shadow" => Key::Shadow { lock, key, session: parts.id()?, number: parts.padded()? },
                 _ => return Err("no such part of a lock"),
             }
+        }
+        "want" => {
+            Key::Want { holder: parts.id()?, lock: parts.id()?, key: parts.id()?, session: parts.id()? }
         }
         "queue" => parts.queue()?,
         "stat" => Key::Stat { kind: parts.kind()?, name: parts.id()?, session: parts.id()? },

@@ -63,6 +63,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Holder(holder) => Body::Holder(holder.into()),
         Record::Waiter(waiter) => Body::Waiter(waiter.into()),
         Record::Shadow(shadow) => Body::Shadow(shadow.into()),
+        Record::Want(want) => Body::Want(want.into()),
         Record::Progress(progress) => Body::Progress(progress.into()),
         Record::Claim(claim) => Body::Claim(claim.into()),
         Record::Dead(letter) => Body::Dead(letter.into()),
@@ -95,6 +96,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, Error> {
         Body::Holder(holder) => Record::Holder(holder.into()),
         Body::Waiter(waiter) => Record::Waiter(waiter.try_into()?),
         Body::Shadow(shadow) => Record::Shadow(shadow.try_into()?),
+        Body::Want(want) => Record::Want(want.into()),
         Body::Segment(segment) => Record::Segment(segment.into()),
         Body::Progress(progress) => Record::Progress(progress.try_into()?),
         Body::Claim(claim) => Record::Claim(claim.try_into()?),
@@ -123,7 +125,7 @@ struct Versioned {
 struct Envelope {
     #[prost(uint32, tag = "1")]
     version: u32,
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     body: Option<Body>,
 }
 
@@ -165,6 +167,8 @@ enum Body {
     Shadow(lock::Shadow),
     #[prost(message, tag = "19")]
     Timeline(Timeline),
+    #[prost(message, tag = "20")]
+    Want(lock::Want),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

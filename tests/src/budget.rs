@@ -189,6 +189,7 @@ fn kind(key: &Key) -> &'static str {
         Key::Holder { .. } => "holder",
         Key::Waiter { .. } => "waiter",
         Key::Shadow { .. } => "shadow",
+        Key::Want { .. } => "want",
         Key::Segment { .. } => "segment",
         Key::Progress { .. } => "progress",
         Key::Claim { .. } => "claim",

@@ -289,7 +289,14 @@ async fn a_meter_counts_what_an_operation_asks_for() -> Result<()> {
     let key = |key: &Key| keys::encode("ns", key);
     let put = |at: &Key, of: Record| TxnOp::put(key(at), record::encode(&of), None);
     let holder = Key::Holder { lock: "orders".into(), key: "1".into() };
-    let held = Holder { session: "s".into(), pod: "p".into(), owner: String::new(), since: 0 };
+    let held = Holder {
+        session: "s".into(),
+        pod: "p".into(),
+        owner: String::new(),
+        since: 0,
+        regrants: 0,
+        stays: false,
+    };
     let stat = Key::Stat { kind: Kind::Lock, name: "orders".into(), session: "s".into() };
     let absent = Compare::create_revision(key(&holder), CompareOp::Equal, 0);
     client.put(key(&Key::Epoch), epoch("0"), None).await?;

@@ -29,16 +29,19 @@ fn plan(text: &str, state: &State) -> Result<(Plan, &'static str, String), Strin
     if of_key.peek().is_none() {
         return Err(format!("nobody holds {key:?}: nothing was released"));
     }
-    let Some(held) = of_key.find(|held| held.fence == fence) else {
+    // Of what may only stay with a sidecar, etcd does not tell how often it was granted.
+    let is_it = |held: &&super::Held| {
+        held.fence == fence || held.holder.stays && held.fence / PLACES == fence / PLACES
+    };
+    let Some(held) = of_key.find(is_it) else {
         return Err(format!("{key:?} is not held with fence {fence} any more: nothing was released"));
     };
-    let revision = (fence / PLACES) as i64 - state.offset;
     let note = format!(
         "{key:?} was taken from pod {:?}, owner {:?}, fence {fence}; until its sidecar has told it, and wherever \
          fences are not compared, it may still write",
         held.holder.pod, held.holder.owner
     );
-    Ok((Plan::new().unchanged(held.at.clone(), revision).delete(held.at.clone()), DONE, note))
+    Ok((Plan::new().unchanged(held.at.clone(), held.revision).delete(held.at.clone()), DONE, note))
 }
 
 #[cfg(test)]
@@ -51,8 +54,16 @@ mod tests {
         let held = |key: &str, fence| Held {
             at: Key::Holder { lock: "orders".into(), key: key.into() },
             key: key.into(),
-            holder: Holder { session: "s".into(), pod: "pod".into(), owner: "o".into(), since: 1 },
+            holder: Holder {
+                session: "s".into(),
+                pod: "pod".into(),
+                owner: "o".into(),
+                since: 1,
+                regrants: 0,
+                stays: false,
+            },
             fence,
+            revision: (fence / PLACES) as i64,
         };
         State { holders: vec![held("a=b", 7 << 10), held("c", 9 << 10)], ..State::default() }
     }

@@ -26,7 +26,7 @@ const SHOWN: usize = 10;
 /// What is remembered of a Lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// Who holds which key, in key order.
+    /// Who holds which key, in key order, and what may only stay with a sidecar ([`Holder::stays`]).
     pub holders: Vec<Held>,
     /// Callers that wait, over all sidecars.
     pub waiters: u64,
@@ -45,8 +45,10 @@ pub struct Held {
     pub key: String,
     /// Its holder.
     pub holder: Holder,
-    /// The fence of this grant.
+    /// The fence of this grant, as far as it is told.
     pub fence: u64,
+    /// Mod revision of the record.
+    pub revision: i64,
 }
 
 impl State {
@@ -66,7 +68,9 @@ impl State {
                     at: entry.key.clone(),
                     key: key.to_string(),
                     holder: holder.clone(),
-                    fence: Fence::new(entry.mod_revision, state.offset, 0).map_or(0, Fence::get),
+                    fence: Fence::new(entry.create_revision, state.offset, u64::from(holder.regrants))
+                        .map_or(0, Fence::get),
+                    revision: entry.mod_revision,
                 }),
                 (Key::Waiter { lock, key, .. } | Key::Shadow { lock, key, .. }, _) => {
                     lines.entry((lock, key)).or_default().push(entry.clone());
@@ -91,6 +95,7 @@ impl State {
                 key: key.to_string(),
                 holder: standing.holder.clone(),
                 fence: standing.fence(spot, state.offset).map_or(0, Fence::get),
+                revision: spot.revision,
             }));
         }
         state
@@ -120,11 +125,12 @@ pub fn status(object: &Lock, standing: &Standing, state: Option<&State>, now: Ti
 }
 
 fn counts(state: &State, now: Timestamp) -> LockStatus {
-    let mut longest: Vec<&Held> = state.holders.iter().collect();
+    // What may only stay with a sidecar is told of once it is known to be held: within seconds, if it lasts.
+    let mut longest: Vec<&Held> = state.holders.iter().filter(|held| !held.holder.stays).collect();
     longest.sort_by_key(|held| (held.holder.since, &held.key));
     let now = now.as_millisecond() as Millis;
     LockStatus {
-        held: state.holders.len() as u64,
+        held: longest.len() as u64,
         waiters: state.waiters,
         oldest_wait: state
             .waiting_since
@@ -171,9 +177,11 @@ mod tests {
                 pod: format!("pod-{key}"),
                 owner: format!("owner of {key}"),
                 since,
+                regrants: 0,
+                stays: false,
             }
             .into(),
-            create_revision: 1,
+            create_revision: mod_revision,
             mod_revision,
         }
     }
@@ -258,6 +266,24 @@ mod tests {
     }
 
     #[test]
+    fn what_may_only_stay_with_a_sidecar_is_no_holder_and_a_local_grant_has_its_own_fence() {
+        let changed = |mut entry: Entry, change: fn(&mut Holder)| {
+            if let Record::Holder(holder) = &mut entry.record {
+                change(holder);
+            }
+            entry
+        };
+        let stays = changed(holder("a", 95_000, 41), |holder| holder.stays = true);
+        let mut granted_anew = changed(holder("b", 95_000, 42), |holder| holder.regrants = 7);
+        granted_anew.mod_revision = 50;
+        let state = state(vec![stays, granted_anew], vec![]);
+        assert_eq!(state.holders.len(), 2, "it is wiped when both are gone");
+        let status = status(&lock(), &Standing::Accepted, Some(&state), at(100));
+        assert_eq!(status.held, 1);
+        assert_eq!((status.holders[0].key.as_str(), status.holders[0].fence), ("b", (42 << 10) + 7));
+    }
+
+    #[test]
     fn a_shadow_of_mode_lease_is_no_holder() {
         let left = |key: &str, revision| {
             let at = plans::shadow(&"orders".into(), &key.into());
@@ -270,7 +296,14 @@ mod tests {
     }
 
     fn held_by(number: &u64) -> Holder {
-        Holder { session: "s".into(), pod: "pod".into(), owner: number.to_string(), since: 90_000 }
+        Holder {
+            session: "s".into(),
+            pod: "pod".into(),
+            owner: number.to_string(),
+            since: 90_000,
+            regrants: 0,
+            stays: false,
+        }
     }
 
     #[test]

@@ -181,6 +181,7 @@ impl Fair {
             Input::Landed { outcome, .. } => self.landed(outcome, now, &mut effects)?,
             Input::Freed(outcome) => self.freed(outcome, now, &mut effects)?,
             Input::Seen(seen) => self.see(seen, now, &mut effects),
+            Input::Wanted { .. } | Input::LetGo => {}
             Input::Defined(created) => self.defined(created, i64::MAX, &mut effects),
             Input::Lost(session) => self.lost(&session, &mut effects),
             Input::Tick { .. } => self.tick(now, &mut effects),

@@ -4,9 +4,9 @@
 
 pub mod line;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::fence::PLACES;
+use super::{fence::PLACES, machine::TURNS};
 use crate::{Millis, SessionId};
 
 /// What is known of one key of a lock after a run.
@@ -50,6 +50,8 @@ pub struct Change {
     pub at: Millis,
     /// The holder's session; `None`: deleted.
     pub holder: Option<SessionId>,
+    /// How often its sidecar had granted it anew, of a holder's record that says that it does not stay: others may wait.
+    pub told: Option<u32>,
 }
 
 /// One grant, as its caller knows it; instants are milliseconds of one monotonic clock.
@@ -81,33 +83,70 @@ pub struct Wait {
 /// A broken invariant: which, and how.
 pub type Broken = String;
 
-/// L1: the holder's key is put only when absent, so grants are disjoint in etcd's order.
+/// L1: the holder's key is put only when absent, or by the sidecar that has it, so that only one has it at a time.
 pub fn l1_exclusion(history: &History) -> Result<(), Broken> {
-    let mut held = false;
+    let mut holder: Option<&SessionId> = None;
     for change in &history.changes {
-        if held && change.holder.is_some() {
+        if change.holder.is_some() && holder.is_some_and(|holder| Some(holder) != change.holder.as_ref()) {
             return Err(format!("L1: a grant at {} while another stood", change.revision));
         }
-        held = change.holder.is_some();
+        holder = change.holder.as_ref();
     }
     Ok(())
 }
 
-/// L2: each grant is one put of the holder's key, and fences rise strictly in the order of these.
+/// L2: each grant is of one time that a sidecar came to have the key, no two have one fence, and one that came when
+/// another was over has the higher.
 pub fn l2_fencing(history: &History, offset: i64) -> Result<(), Broken> {
-    let mut puts: BTreeMap<i64, Option<u64>> = BTreeMap::new();
-    puts.extend(history.changes.iter().filter(|change| change.holder.is_some()).map(|c| (c.revision, None)));
+    let mut taken = BTreeSet::new();
+    let mut held = false;
+    for change in &history.changes {
+        if change.holder.is_some() && !held {
+            taken.insert(change.revision);
+        }
+        held = change.holder.is_some();
+    }
+    let mut seen = BTreeSet::new();
     for Grant { fence, .. } in &history.grants {
-        let revision = (fence / PLACES) as i64 - offset;
-        match puts.get_mut(&revision) {
-            None => return Err(format!("L2: fence {fence} is of no grant that etcd knows")),
-            Some(Some(other)) => return Err(format!("L2: fences {other} and {fence} are of one grant")),
-            Some(slot) => *slot = Some(*fence),
+        if !taken.contains(&((fence / PLACES) as i64 - offset)) {
+            return Err(format!("L2: fence {fence} is of no grant that etcd knows"));
+        }
+        if !seen.insert(fence) {
+            return Err(format!("L2: two grants have the fence {fence}"));
         }
     }
-    let fences: Vec<u64> = puts.into_values().flatten().collect();
-    match fences.windows(2).find(|pair| pair[0] >= pair[1]) {
-        Some(pair) => Err(format!("L2: fence {} came after {}", pair[1], pair[0])),
+    let mut by_start: Vec<&Grant> = history.grants.iter().collect();
+    by_start.sort_by_key(|grant| grant.from);
+    let mut by_end: Vec<&Grant> = history.grants.iter().collect();
+    by_end.sort_by_key(|grant| grant.to);
+    let (mut ended, mut highest) = (by_end.into_iter().peekable(), None);
+    for grant in by_start {
+        while let Some(over) = ended.next_if(|over| over.to < grant.from) {
+            highest = highest.max(Some(over.fence));
+        }
+        if let Some(highest) = highest.filter(|highest| *highest >= grant.fence) {
+            return Err(format!("L2: fence {} came after {highest}", grant.fence));
+        }
+    }
+    Ok(())
+}
+
+/// A bound of staying: once a sidecar has told that others may wait, it hands the key on among its own callers at most
+/// [`TURNS`] times before it lets go.
+pub fn turns(history: &History, offset: i64) -> Result<(), Broken> {
+    let (mut life, mut first_told) = (None, BTreeMap::new());
+    for change in &history.changes {
+        life = change.holder.as_ref().map(|_| life.unwrap_or(change.revision));
+        if let (Some(life), Some(told)) = (life, change.told) {
+            first_told.entry(life).or_insert(u64::from(told));
+        }
+    }
+    let late = |grant: &&Grant| {
+        let told = first_told.get(&((grant.fence / PLACES) as i64 - offset));
+        told.is_some_and(|told| grant.fence % PLACES > told + u64::from(TURNS))
+    };
+    match history.grants.iter().find(late) {
+        Some(grant) => Err(format!("turns: {} was granted although others had waited long", grant.fence)),
         None => Ok(()),
     }
 }
@@ -192,7 +231,9 @@ pub fn lock_delay(history: &History) -> Result<(), Broken> {
 pub fn l7_nothing_taken(history: &History, offset: i64) -> Result<(), Broken> {
     for Grant { fence, to, .. } in &history.grants {
         let revision = (fence / PLACES) as i64 - offset;
-        let later = history.changes.iter().find(|change| change.revision > revision);
+        let mut later = history.changes.iter().skip_while(|change| change.revision < revision);
+        let holder = later.next().and_then(|taken| taken.holder.as_ref());
+        let later = later.find(|change| change.holder.as_ref() != holder);
         if let Some(change) = later.filter(|change| change.at < *to) {
             return Err(format!("L7: {fence}, relied on until {to}, was gone at {}", change.at));
         }
@@ -204,6 +245,7 @@ pub fn l7_nothing_taken(history: &History, offset: i64) -> Result<(), Broken> {
 pub fn all(history: &History, offset: i64, bound: Millis) -> Result<(), Broken> {
     l1_exclusion(history)?;
     l2_fencing(history, offset)?;
+    turns(history, offset)?;
     l3_fenced_resource(history)?;
     l4_local_truth(history)?;
     l5_liveness(history, bound)?;

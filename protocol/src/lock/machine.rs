@@ -1,6 +1,6 @@
 //! One key of a lock as one sidecar sees it, whatever the lock's mode.
 
-use super::{Effect, Fair, Fence, Input, Mode, Rejected, Swap};
+use super::{Effect, Fair, Fence, Holder, Input, Mode, Rejected, Swap};
 use crate::{Millis, Name, Now, SessionId};
 
 /// How long after a plan failed the next is tried, milliseconds.
@@ -9,6 +9,17 @@ pub const RETRY: Millis = 100;
 pub const PATIENCE: Millis = 5_000;
 /// How long a plan may be under way before etcd counts as giving no answer, milliseconds.
 pub const STALL: Millis = 1_000;
+/// How long a lock that nobody asks for stays with its sidecar, milliseconds; not longer than its ttl.
+pub const STAY: Millis = 10_000;
+/// How long a grant of a lock that may stay lasts before etcd is told of it, milliseconds.
+pub const UNTOLD: Millis = 2_000;
+/// How long a sidecar may take to say whether a lock only stays with it before a caller that does not wait is told that
+/// it is held, milliseconds.
+pub const ANSWER: Millis = 3_000;
+/// How often a lock goes from one local caller to the next while another sidecar may want it.
+pub const TURNS: u32 = 16;
+/// How long a sidecar lets others go first once it has let go of what they want, milliseconds.
+pub const YIELD: Millis = 50;
 /// How many ended grants of a key are remembered, so that a repeated release is told from a wrong one.
 pub const REMEMBERED: usize = 16;
 
@@ -48,11 +59,36 @@ impl Machine {
     }
 
     /// Tells until when the session's lease of a ttl is believed, monotonic milliseconds and 0 when it is over: before
-    /// each step, of the leases that it asks about. Machines of a single lease are told with the input.
+    /// each step, of the leases that it asks about.
     pub fn believe(&mut self, believed: impl Fn(&SessionId, Millis) -> Millis) {
         match self {
-            Self::Swap(_) => {}
+            Self::Swap(swap) => swap.believe(believed),
             Self::Fair(fair) => fair.believe(believed),
+        }
+    }
+
+    /// Tells until when the sidecar counts on hearing of [`Input::Wanted`] without delay, monotonic milliseconds: before
+    /// each step. No lock stays without.
+    pub fn hears(&mut self, until: Millis) {
+        match self {
+            Self::Swap(swap) => swap.hears(until),
+            Self::Fair(_) => {}
+        }
+    }
+
+    /// Create revision of the definition under which a lock stays here that nobody holds.
+    pub fn stays(&self) -> Option<i64> {
+        match self {
+            Self::Swap(swap) => swap.stays(),
+            Self::Fair(_) => None,
+        }
+    }
+
+    /// Who of this sidecar's callers holds it, in the modes in which one does, and with which fence.
+    pub fn holding(&self) -> Option<(Holder, Fence)> {
+        match self {
+            Self::Swap(swap) => swap.holding(),
+            Self::Fair(_) => None,
         }
     }
 
@@ -105,7 +141,7 @@ impl Machine {
         }
     }
 
-    /// The grant of one of this sidecar's callers: its revision and when it ends unless renewed, monotonic
+    /// The grant of one of this sidecar's callers: the revision of its key and when it ends unless renewed, monotonic
     /// milliseconds.
     pub fn grant(&self) -> Option<(i64, Millis)> {
         match self {
@@ -116,12 +152,9 @@ impl Machine {
 
     /// When the grant of this fence ends unless renewed, monotonic milliseconds, if it is of one of this sidecar's
     /// callers.
-    pub fn ends(&self, fence: Fence, offset: i64) -> Option<Millis> {
+    pub fn ends(&self, fence: Fence) -> Option<Millis> {
         match self {
-            Self::Swap(swap) => swap
-                .grant()
-                .filter(|(revision, _)| Fence::new(*revision, offset, 0) == Some(fence))
-                .map(|(_, end)| end),
+            Self::Swap(swap) => swap.ends(fence),
             Self::Fair(fair) => fair.ends(fence),
         }
     }

@@ -86,6 +86,13 @@ pub enum Input {
     Freed(Result<Answer, Failure>),
     /// What the watch shows of the key.
     Seen(Seen),
+    /// Another sidecar wants the lock that this one has since the holder's key was created at this revision.
+    Wanted {
+        /// That revision.
+        life: i64,
+    },
+    /// What stays here is to be let go: there is no room for it.
+    LetGo,
     /// The lock's definition is now the one created at this revision, or none.
     Defined(Option<i64>),
     /// A session of this sidecar is no longer believed.

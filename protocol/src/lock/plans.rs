@@ -1,13 +1,15 @@
 //! What a sidecar writes for a lock.
 
-use super::{Holder, Shadow, Share, Waiter};
+use super::{Holder, Shadow, Share, Waiter, Want};
 use crate::{Answer, Entry, Key, Kind, Lease, Millis, Name, Plan, Range, Record, SessionId};
 
 /// Who was found to hold a key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Found {
-    /// Mod revision of the record: which grant it is.
+    /// Create revision of the record: since when its sidecar has it, and nobody else.
     pub revision: i64,
+    /// Mod revision of the record: when its sidecar told last who holds it.
+    pub told: i64,
     /// The record.
     pub holder: Holder,
 }
@@ -16,7 +18,11 @@ impl Found {
     /// Reads it from an entry of [`Key::Holder`].
     pub fn read(entry: &Entry) -> Option<Self> {
         match &entry.record {
-            Record::Holder(holder) => Some(Self { revision: entry.mod_revision, holder: holder.clone() }),
+            Record::Holder(holder) => Some(Self {
+                revision: entry.create_revision,
+                told: entry.mod_revision,
+                holder: holder.clone(),
+            }),
             _ => None,
         }
     }
@@ -109,16 +115,42 @@ pub enum Frees {
     Shadow,
 }
 
-/// Frees the grant made at `revision`, and no other. Refused, it reads who holds the key instead.
+/// Frees what was put at `revision`, and nothing else. Refused, it reads who holds the key instead.
 pub fn release(lock: &Name, key: &Name, revision: i64, frees: Frees) -> Plan {
     let (of, at) = (holder(lock, key), shadow(lock, key));
     let plan = Plan::new().otherwise(of.clone());
     match frees {
-        Frees::Holder => plan.unchanged(of.clone(), revision).delete(of),
+        Frees::Holder => plan.same_life(of.clone(), revision).delete(of),
         // The shadow goes first: one that is seen without a holder is of one that was lost.
-        Frees::Both => plan.unchanged(of.clone(), revision).delete(at.clone()).delete(of).otherwise(at),
+        Frees::Both => plan.same_life(of.clone(), revision).delete(at.clone()).delete(of).otherwise(at),
         Frees::Shadow => plan.unchanged(at.clone(), revision).delete(at.clone()).otherwise(at),
     }
+}
+
+/// The key by which `session` says that it wants what `holder` has.
+pub fn want_key(lock: &Name, key: &Name, holder: &SessionId, session: &SessionId) -> Key {
+    Key::Want { holder: holder.clone(), lock: lock.clone(), key: key.clone(), session: session.clone() }
+}
+
+/// Says to the sidecar of whoever was found that `session` wants the key, so long as that one has it. Refused, it reads
+/// who holds the key instead.
+pub fn want(lock: &Name, key: &Name, found: &Found, session: &SessionId) -> Plan {
+    let at = want_key(lock, key, &found.holder.session, session);
+    let want = Want { life: found.revision };
+    let of = holder(lock, key);
+    let lease = Lease::Session(session.clone());
+    Plan::new().same_life(of.clone(), found.revision).put(at, want, lease).otherwise(of)
+}
+
+/// Tells who holds what was put at `revision`: to people, and to whoever wants it. Refused, it reads who holds the key
+/// instead.
+pub fn tell(lock: &Name, key: &Name, revision: i64, ttl: Millis, record: Holder) -> Plan {
+    let (of, session) = (holder(lock, key), record.session.clone());
+    Plan::new()
+        .same_life(of.clone(), revision)
+        .put(of.clone(), record, Lease::Ttl(session.clone(), ttl))
+        .delete(Range::WantsOf(session, lock.clone(), key.clone()))
+        .otherwise(of)
 }
 
 /// What a refused plan found: who holds the key.

@@ -4,18 +4,23 @@
 //! time, so that a lock let go wakes one attempt a sidecar. What is granted is believed until the lease it stands
 //! under may have run out; what was said to be lost is never held again.
 //!
+//! In mode [`Mode::CompareAndSwap`] a lock that is let go stays with the sidecar until another wants it: granting it
+//! again commits nothing. [`staying`] is what the sidecar does that has it, [`wanting`] the one that does not.
+//!
 //! In mode [`Mode::Lease`] a holder may have a shadow, which is not leased: a release deletes both, so where the shadow
 //! stands alone its holder was lost, and nobody tries before the lock-delay is over. Only then a grant takes the
 //! shadow's place, by compare.
 
 mod landing;
 mod sight;
+mod staying;
+mod wanting;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
-use self::sight::Sight;
+use self::{sight::Sight, staying::Stay, wanting::Asked};
 use super::{
-    Caller, Effect, Found, Holder, Input, Mode, Rejected, Reply, Request, Rival, Seen, Token,
+    Caller, Effect, Fence, Found, Holder, Input, Mode, Rejected, Reply, Request, Rival, Seen, Token,
     machine::{PATIENCE, REMEMBERED, STALL},
     plans::{self, Frees, Left},
 };
@@ -37,6 +42,33 @@ pub struct Swap {
     /// Session under which a plan of unknown outcome may have taken the lock, or may yet.
     doubt: Option<SessionId>,
     ended: VecDeque<(Token, End)>,
+    /// A plan under way that the phase does not wait for; no other goes meanwhile.
+    aside: Option<Aside>,
+    /// Create revision of the holder's key that others want, or may, of this sidecar; 0: none is known.
+    wanted: i64,
+    /// Until when such a want is heard of, monotonic.
+    hears: Millis,
+    /// Until when the lease is believed of what is held or stays, monotonic.
+    believed: Millis,
+    /// What was asked of the holder's sidecar last.
+    asked: Option<Asked>,
+    /// Keys that tell others of our want, or may.
+    wants: BTreeSet<Key>,
+    /// Whether another was seen to hold it while somebody waits here.
+    contended: bool,
+    /// Others go first until then, monotonic.
+    yields: Millis,
+}
+
+/// What a plan is for that is under way beside what the phase says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Aside {
+    /// It tells who holds what was put at this revision.
+    Telling(i64),
+    /// It asks the holder's sidecar, by a key that was not there before or may have been.
+    Asking { life: i64, key: Key, session: SessionId, new: bool },
+    /// It takes back what was asked.
+    Withdrawing,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,8 +86,18 @@ enum Phase {
     },
     /// One of our callers has it.
     Held(Grant),
+    /// None of our callers has it, and nobody else can.
+    Staying(Stay),
     /// A plan to release is under way, or waits to be tried again.
-    Freeing { revision: i64, frees: Frees, token: Option<Token>, callers: Vec<Caller>, under_way: bool },
+    Freeing { freed: Freed, token: Option<Token>, callers: Vec<Caller>, under_way: bool },
+}
+
+/// What is freed: of which session, since which revision it had it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Freed {
+    revision: i64,
+    session: SessionId,
+    frees: Frees,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,8 +112,19 @@ struct Grant {
     caller: Caller,
     token: Token,
     revision: i64,
+    /// As etcd is told.
     holder: Holder,
+    /// The definition that it was asked under.
+    definition: i64,
     ttl: Millis,
+    /// When it was granted, monotonic.
+    since: Millis,
+    /// The last [`Holder::regrants`] that etcd was told, or is about to be, together with that it does not stay.
+    told: Option<u32>,
+    /// How often it went from one caller to the next while others may have wanted it.
+    turns: u32,
+    /// Before it etcd is not told, monotonic: it refused.
+    tells_after: Millis,
     /// Ends then unless renewed.
     until: Millis,
     /// Ends then in any case.
@@ -90,6 +143,14 @@ impl Grant {
     /// When it ends as far as is known.
     fn end(&self) -> Millis {
         self.until.min(self.believed)
+    }
+
+    fn fence(&self, offset: i64) -> Option<Fence> {
+        Fence::new(self.revision, offset, u64::from(self.holder.regrants))
+    }
+
+    fn freed(&self, frees: Frees) -> Freed {
+        Freed { revision: self.revision, session: self.holder.session.clone(), frees }
     }
 
     fn rival(&self, now: Now) -> Rival {
@@ -112,6 +173,14 @@ impl Swap {
             retry_at: 0,
             doubt: None,
             ended: VecDeque::new(),
+            aside: None,
+            wanted: 0,
+            hears: 0,
+            believed: 0,
+            asked: None,
+            wants: BTreeSet::new(),
+            contended: false,
+            yields: 0,
         }
     }
 
@@ -120,13 +189,15 @@ impl Swap {
         let mut effects = Vec::new();
         match input {
             Input::Acquire(request) => self.acquire(request, now)?,
-            Input::Cancel(caller) => self.cancel(caller, &mut effects),
+            Input::Cancel(caller) => self.cancel(caller, now, &mut effects),
             Input::Renew { caller, token, believed } => {
                 effects.push(Effect::Reply(caller, Ok(self.renew(token, believed, now)?)));
             }
-            Input::Release { caller, token } => self.release(caller, token, &mut effects)?,
+            Input::Release { caller, token } => self.release(caller, token, now, &mut effects)?,
             Input::Landed { outcome, believed } => self.landed(outcome, believed, now, &mut effects)?,
             Input::Seen(seen) => self.shown(seen, now, &mut effects),
+            Input::Wanted { life } => self.want(life),
+            Input::LetGo => self.give_up(),
             Input::Defined(created) => self.defined(created, i64::MAX, &mut effects),
             Input::Lost(session) => self.lost(&session, &mut effects),
             Input::Tick { believed } => self.tick(believed, now, &mut effects),
@@ -145,16 +216,18 @@ impl Swap {
         match &self.phase {
             Phase::Trying { holder, ttl, .. } => Some((holder.session.clone(), *ttl)),
             Phase::Held(grant) => Some((grant.holder.session.clone(), grant.ttl)),
+            Phase::Staying(stay) => Some((stay.holder.session.clone(), stay.ttl)),
             Phase::Idle | Phase::Freeing { .. } => None,
         }
     }
 
     pub(super) fn wake_at(&self) -> Option<Millis> {
         let phase = match &self.phase {
-            Phase::Idle => self.tries_at(),
+            Phase::Idle => self.tries_at().into_iter().chain(self.asks_at()).min(),
             Phase::Trying { waiter, .. } => waiter.as_ref().map(|waiter| waiter.deadline),
-            Phase::Held(grant) => Some(grant.end()),
-            Phase::Freeing { under_way, .. } => (!under_way).then_some(self.retry_at),
+            Phase::Held(grant) => Some(self.tells_at().map_or(grant.end(), |at| at.min(grant.end()))),
+            Phase::Staying(stay) => Some(stay.until.min(self.hears)),
+            Phase::Freeing { under_way, .. } => (!under_way && self.aside.is_none()).then_some(self.retry_at),
         };
         self.line.iter().map(|waiter| waiter.deadline).chain(phase).min()
     }
@@ -165,7 +238,8 @@ impl Swap {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Idle) && self.line.is_empty() && self.doubt.is_none()
+        let under_way = self.aside.is_some() || !self.wants.is_empty();
+        matches!(self.phase, Phase::Idle) && self.line.is_empty() && self.doubt.is_none() && !under_way
     }
 
     pub(super) fn waiters(&self) -> usize {
@@ -186,6 +260,20 @@ impl Swap {
         }
     }
 
+    pub(super) fn holding(&self) -> Option<(Holder, Fence)> {
+        match &self.phase {
+            Phase::Held(grant) => Some((grant.holder.clone(), grant.fence(self.offset)?)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn ends(&self, fence: Fence) -> Option<Millis> {
+        match &self.phase {
+            Phase::Held(grant) if grant.fence(self.offset) == Some(fence) => Some(grant.end()),
+            _ => None,
+        }
+    }
+
     fn acquire(&mut self, request: Request, now: Now) -> Result<(), Rejected> {
         if request.wait == 0
             && let Some(rival) = self.rival(now)
@@ -198,6 +286,7 @@ impl Swap {
         if !self.watches() {
             self.seen.forget();
         }
+        self.contended &= !self.line.is_empty();
         let wait = if request.wait == 0 { PATIENCE } else { request.wait };
         let deadline = now.monotonic.saturating_add(wait);
         self.line.push_back(Waiter { request, asked: now.monotonic, deadline });
@@ -208,21 +297,21 @@ impl Swap {
     fn rival(&self, now: Now) -> Option<Box<Rival>> {
         let rival = match &self.phase {
             Phase::Held(grant) if now.monotonic < grant.end() => Some(grant.rival(now)),
-            Phase::Idle if self.watches() => self.seen.rival(now),
+            Phase::Idle if self.watches() => self.in_the_way(now),
             _ => None,
         };
         rival.map(Box::new)
     }
 
-    fn cancel(&mut self, caller: Caller, effects: &mut Vec<Effect>) {
+    fn cancel(&mut self, caller: Caller, now: Now, effects: &mut Vec<Effect>) {
         self.line.retain(|waiter| waiter.request.caller != caller);
         match &mut self.phase {
             Phase::Trying { waiter, .. } => {
                 waiter.take_if(|waiter| waiter.request.caller == caller);
             }
-            Phase::Held(grant) if grant.caller == caller => self.end(End::Released, Vec::new(), effects),
+            Phase::Held(grant) if grant.caller == caller => self.let_go(Vec::new(), now, effects),
             Phase::Freeing { callers, .. } => callers.retain(|other| *other != caller),
-            Phase::Idle | Phase::Held(_) => {}
+            Phase::Idle | Phase::Held(_) | Phase::Staying(_) => {}
         }
     }
 
@@ -240,9 +329,15 @@ impl Swap {
         Ok(Reply::Renewed { expires_in: grant.end() - now.monotonic })
     }
 
-    fn release(&mut self, caller: Caller, token: Token, effects: &mut Vec<Effect>) -> Result<(), Rejected> {
+    fn release(
+        &mut self,
+        caller: Caller,
+        token: Token,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Rejected> {
         match &mut self.phase {
-            Phase::Held(grant) if grant.token == token => self.end(End::Released, vec![caller], effects),
+            Phase::Held(grant) if grant.token == token => self.let_go(vec![caller], now, effects),
             Phase::Freeing { token: Some(freed), callers, .. } if *freed == token => callers.push(caller),
             _ if self.ended.contains(&(token, End::Released)) => {
                 effects.push(Effect::Reply(caller, Ok(Reply::Released)));
@@ -256,17 +351,12 @@ impl Swap {
         if self.ended.contains(&(token, End::Lost)) { Rejected::Lost } else { Rejected::Mismatch }
     }
 
-    /// Ends the grant: the key is freed, and `callers` are told.
-    fn end(&mut self, end: End, callers: Vec<Caller>, effects: &mut Vec<Effect>) {
+    /// Ends the grant against its holder's will, and frees the key.
+    fn take_away(&mut self, effects: &mut Vec<Effect>) {
         let Phase::Held(grant) = &self.phase else { return };
-        let (revision, token) = (grant.revision, grant.token);
-        match end {
-            End::Released => self.free(revision, self.both(), Some(token), callers),
-            End::Lost => {
-                self.lose(token, effects);
-                self.free(revision, Frees::Holder, None, callers);
-            }
-        }
+        let (freed, token) = (grant.freed(Frees::Holder), grant.token);
+        self.lose(token, effects);
+        self.free(freed, None, Vec::new());
     }
 
     /// From now on the grant is said to be lost.
@@ -275,9 +365,9 @@ impl Swap {
         effects.push(Effect::Lost(token));
     }
 
-    fn free(&mut self, revision: i64, frees: Frees, token: Option<Token>, callers: Vec<Caller>) {
+    fn free(&mut self, freed: Freed, token: Option<Token>, callers: Vec<Caller>) {
         self.retry_at = 0;
-        self.phase = Phase::Freeing { revision, frees, token, callers, under_way: false };
+        self.phase = Phase::Freeing { freed, token, callers, under_way: false };
     }
 
     /// What is freed of a grant that nobody lost.
@@ -305,8 +395,8 @@ impl Swap {
             }
             Seen::Put(entry) => match Found::read(&entry) {
                 Some(found) => {
-                    self.seen.holder_is(found.revision, Some(found.clone()), now);
-                    (found.revision, Some(found))
+                    self.seen.holder_is(found.told, Some(found.clone()), now);
+                    (found.told, Some(found))
                 }
                 None if is_shadow(&entry.key) => {
                     return self.seen.shadow_is(entry.mod_revision, Left::read(&entry), now);
@@ -323,11 +413,19 @@ impl Swap {
             Seen::Deleted { .. } => return,
         };
         // Somebody took it from its holder: an operator, by force.
-        if let Phase::Held(Grant { revision: granted, token, .. }) = self.phase
-            && revision > granted
-            && found.is_none_or(|found| found.revision != granted)
-        {
-            self.phase = Phase::Idle;
+        let had = match &self.phase {
+            Phase::Held(grant) => Some(grant.revision),
+            Phase::Staying(stay) => Some(stay.revision),
+            _ => None,
+        };
+        if had.is_some_and(|had| revision > had && found.is_none_or(|found| found.revision != had)) {
+            self.gone(effects);
+        }
+    }
+
+    /// What is held, or stays, is gone from etcd.
+    fn gone(&mut self, effects: &mut Vec<Effect>) {
+        if let Phase::Held(Grant { token, .. }) = std::mem::replace(&mut self.phase, Phase::Idle) {
             self.lose(token, effects);
         }
     }
@@ -338,10 +436,17 @@ impl Swap {
         self.reject(&why, effects, |request| {
             request.definition <= revision && Some(request.definition) != created
         });
+        if self.stays().is_some_and(|under| under <= revision && Some(under) != created) {
+            self.give_up();
+        }
     }
 
     fn lost(&mut self, session: &SessionId, effects: &mut Vec<Effect>) {
         self.doubt.take_if(|doubt| doubt == session);
+        if matches!(&self.phase, Phase::Staying(stay) if stay.holder.session == *session) {
+            self.phase = Phase::Idle;
+        }
+        self.forget_wants(session);
         self.reject(&Rejected::Lost, effects, |request| request.session == *session);
     }
 
@@ -349,15 +454,17 @@ impl Swap {
         if let Phase::Held(grant) = &mut self.phase {
             grant.believed = grant.believed.max(believed);
             if now.monotonic >= grant.until {
-                self.end(End::Lost, Vec::new(), effects);
+                self.take_away(effects);
             } else if now.monotonic >= grant.believed {
                 // Its key goes with its lease: there may be no etcd to delete it from.
-                let token = grant.token;
-                self.phase = Phase::Idle;
-                self.lose(token, effects);
+                self.gone(effects);
             }
         }
-        let rival = self.rival(now);
+        if matches!(&self.phase, Phase::Staying(stay) if now.monotonic >= stay.until.min(self.hears)) {
+            self.give_up();
+        }
+        let idle = matches!(self.phase, Phase::Idle) && self.watches();
+        let rival = if idle { self.seen.rival(now).map(Box::new) } else { self.rival(now) };
         let stalled = self.stalled(now);
         let over = |waiter: &mut Waiter| waiter.deadline <= now.monotonic;
         if let Phase::Trying { waiter, .. } = &mut self.phase
@@ -368,11 +475,15 @@ impl Swap {
                 if unavailable { Rejected::Unavailable { unknown: true } } else { Rejected::TimedOut(None) };
             effects.push(Effect::Reply(waiter.request.caller, Err(why)));
         }
-        let why = if stalled { Rejected::Unavailable { unknown: false } } else { Rejected::TimedOut(rival) };
         self.line.retain_mut(|waiter| {
             let over = over(waiter);
             if over {
-                effects.push(Effect::Reply(waiter.request.caller, Err(why.clone())));
+                let why = match &rival {
+                    _ if stalled => Rejected::Unavailable { unknown: false },
+                    Some(rival) if waiter.request.wait == 0 => Rejected::Held(rival.clone()),
+                    rival => Rejected::TimedOut(rival.clone()),
+                };
+                effects.push(Effect::Reply(waiter.request.caller, Err(why)));
             }
             !over
         });
@@ -385,7 +496,10 @@ impl Swap {
 
     fn drain(&mut self, effects: &mut Vec<Effect>) {
         self.reject(&Rejected::Unavailable { unknown: false }, effects, |_| true);
-        self.end(End::Released, Vec::new(), effects);
+        match &self.phase {
+            Phase::Held(grant) => self.free(grant.freed(self.both()), Some(grant.token), Vec::new()),
+            _ => self.give_up(),
+        }
     }
 
     /// Sends away whoever waits and is meant, the one tried for too.

@@ -28,6 +28,8 @@ pub(crate) struct State {
     pub late: Vec<UnderWay>,
     pub grants: Vec<Told>,
     pub forged: bool,
+    /// Whether what a sidecar came to have at a revision was taken under the definition in force.
+    pub in_force: BTreeMap<i64, bool>,
     /// Grants that followed a lost one.
     pub losses: Vec<Loss>,
     /// Revisions of the grants whose key went with its lease.
@@ -48,6 +50,8 @@ pub(crate) struct Sidecar {
     pub under_way: Option<UnderWay>,
     /// How many of the events were told.
     pub watched: Option<usize>,
+    /// How many of the wants of others that were put for its session it was told.
+    pub heard: usize,
     /// When it was told of a loss, by the revision of the grant that was lost.
     pub losses: BTreeMap<i64, Millis>,
 }
@@ -55,7 +59,7 @@ pub(crate) struct Sidecar {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct UnderWay {
     pub plan: Plan,
-    pub answer: Option<(Answer, bool)>,
+    pub answer: Option<Answer>,
     /// The losses that its sidecar knew of when it sent it, and for how long.
     pub known: BTreeMap<i64, Millis>,
 }
@@ -96,6 +100,7 @@ impl Sidecar {
             definition,
             under_way: None,
             watched: None,
+            heard: 0,
             losses: BTreeMap::new(),
         }
     }
@@ -105,10 +110,32 @@ impl Sidecar {
         self.machine.watches() && self.watched.is_none_or(|told| etcd.since(0, &all()).nth(told).is_some())
     }
 
-    /// Whether its time has come, or comes when it has waited for so long. A grant is not waited for: it is renewed.
+    /// The next want of others that it was not told.
+    pub(crate) fn unheard(&self, etcd: &Etcd<Key, Range, Record>) -> Option<i64> {
+        let wants = Range::Wants(self.session.clone());
+        let mut lives =
+            etcd.since(0, &wants).filter_map(|event| match event.item.as_ref().map(|item| &item.value) {
+                Some(Record::Want(want)) => Some(want.life),
+                _ => None,
+            });
+        lives.nth(self.heard)
+    }
+
+    /// Whether its time has come, or comes when it has waited for so long. What it has is not waited for: a grant is
+    /// renewed and what stays is asked for again.
     pub(crate) fn is_due(&self, wait: Millis) -> bool {
-        let wait = if self.machine.grant().is_some() { PATIENCE } else { wait };
-        self.machine.wake_at().is_some_and(|wake| wake <= self.now + wait)
+        !self.has() && self.machine.wake_at().is_some_and(|wake| wake <= self.now + wait)
+    }
+
+    /// Whether it is to tell who holds what it has, or let go of what stays, before a grant ends.
+    pub(crate) fn may_lapse(&self) -> bool {
+        let end = self.machine.grant().map_or(Millis::MAX, |(_, end)| end);
+        self.has() && self.machine.wake_at().is_some_and(|wake| wake < end)
+    }
+
+    /// Whether it has the lock.
+    pub(crate) fn has(&self) -> bool {
+        self.machine.grant().is_some() || self.machine.stays().is_some()
     }
 }
 
@@ -213,16 +240,38 @@ impl State {
                     && sidecar.under_way.is_none()
                     && !sidecar.is_due(wait)
                     && !sidecar.unseen(&self.etcd)
+                    && sidecar.unheard(&self.etcd).is_none()
+            })
+    }
+
+    /// Whether somebody waits for what only stays with a sidecar.
+    pub(crate) fn withheld(&self) -> bool {
+        let waits = self.clients.iter().any(|client| matches!(client, Client::Waiting { .. }));
+        waits && self.at_rest() && self.sidecars.iter().any(|sidecar| sidecar.machine.stays().is_some())
+    }
+
+    /// Whether a live sidecar wants, for none of its callers, what the one that it asks has not any more: one that has
+    /// takes away what was asked when it lets go.
+    fn wants_in_vain(&self) -> bool {
+        let life = self.etcd.get(&holder()).map(|item| item.create_revision);
+        self.at_rest()
+            && self.sidecars.iter().filter(|sidecar| sidecar.machine.waiters() == 0).any(|sidecar| {
+                self.etcd.range(&Range::All).any(|(key, item)| match (key, &item.value) {
+                    (Key::Want { session, .. }, Record::Want(want)) => {
+                        *session == sidecar.session && Some(want.life) != life
+                    }
+                    _ => false,
+                })
             })
     }
 
     /// Whether a live sidecar keeps a lock that none of its callers has.
     pub(crate) fn orphaned(&self) -> bool {
         let Some(Record::Holder(holder)) = self.etcd.get(&holder()).map(|item| &item.value) else {
-            return false;
+            return self.wants_in_vain();
         };
         let owner = self.sidecars.iter().find(|sidecar| sidecar.session == holder.session);
-        self.at_rest() && owner.is_some_and(|owner| owner.machine.grant().is_none())
+        self.at_rest() && owner.is_some_and(|owner| !owner.has()) || self.wants_in_vain()
     }
 
     pub(crate) fn history(&self) -> History {
@@ -234,12 +283,16 @@ impl State {
                 Record::Holder(holder) => Some(holder.session.clone()),
                 _ => None,
             }),
+            told: event.item.as_ref().and_then(|item| match &item.value {
+                Record::Holder(holder) if !holder.stays => Some(holder.regrants),
+                _ => None,
+            }),
         });
-        let grants = self.grants.iter().map(|told| Grant {
+        let grants = self.grants.iter().zip(0..).map(|(told, place)| Grant {
             caller: (format!("{}/{}", told.sidecar, told.session), told.caller),
             fence: told.fence,
-            from: 0,
-            to: if told.believed { Millis::MAX } else { 0 },
+            from: place,
+            to: if told.believed { Millis::MAX } else { place },
             session_alive: told.session_alive,
             definition_in_force: told.in_force,
         });

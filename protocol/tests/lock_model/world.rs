@@ -4,8 +4,10 @@
 //! assumption here: a lease ends only when its sidecar has stopped believing in it, and whoever was told a time stops
 //! by then.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use concordat_protocol::{
-    Answer, Key, Millis, Name, Now, Plan, Range, Record,
+    Answer, Key, Millis, Name, Now, Plan, Range, Record, SessionId, Write,
     etcd::Etcd,
     lock::{Caller, Effect, Failure, Input, Mode, Reply, Request, Seen, Share, Token, fence::PLACES, plans},
 };
@@ -32,6 +34,8 @@ pub(crate) struct Budget {
     pub redefinitions: u8,
     pub hang_ups: u8,
     pub expiries: u8,
+    /// How often what a sidecar has lasts until it is told of, or let go.
+    pub lapses: u8,
 }
 
 /// The lock's mode, which sidecar each caller talks to, whether it waits, and what may happen.
@@ -55,7 +59,9 @@ pub(crate) enum Action {
     Answer(usize),
     LoseReply(usize),
     Watch(usize),
+    Hear(usize),
     Tick(usize),
+    Lapse(usize),
     Expire(usize),
     Pause(usize),
     Rejoin(usize),
@@ -100,8 +106,9 @@ impl World {
             late: Vec::new(),
             grants: Vec::new(),
             forged: false,
+            in_force: BTreeMap::new(),
             losses: Vec::new(),
-            expired: std::collections::BTreeSet::new(),
+            expired: BTreeSet::new(),
             left: self.budget,
             sessions: Vec::new(),
             arrivals: 0,
@@ -144,8 +151,14 @@ impl World {
             if sidecar.unseen(&state.etcd) {
                 actions.push(Action::Watch(at));
             }
+            if sidecar.unheard(&state.etcd).is_some() {
+                actions.push(Action::Hear(at));
+            }
             if sidecar.is_due(DELAY) {
                 actions.push(Action::Tick(at));
+            }
+            if sidecar.may_lapse() && state.left.lapses > 0 {
+                actions.push(Action::Lapse(at));
             }
             if sidecar.machine.grant().is_some() && sidecar.believes && state.left.expiries > 0 {
                 actions.push(Action::Expire(at));
@@ -248,8 +261,16 @@ impl World {
             }
             Action::Land(at) => {
                 if let Some(mut under_way) = state.sidecars[at].under_way.take() {
+                    // The store sends nothing that touches what an unknown plan writes before that has landed, or is
+                    // void for ever.
+                    let touched = wants_written(&under_way.plan);
+                    state.late.retain(|late| wants_written(&late.plan).is_disjoint(&touched));
                     let in_force = in_force(&state.etcd, &under_way.plan);
-                    under_way.answer = Some((self.commit(&mut state, &under_way), in_force));
+                    let answer = self.commit(&mut state, &under_way);
+                    if answer.held && takes(&under_way.plan) {
+                        state.in_force.insert(answer.revision, in_force);
+                    }
+                    under_way.answer = Some(answer);
                     state.sidecars[at].under_way = Some(under_way);
                 }
             }
@@ -258,10 +279,8 @@ impl World {
                 self.commit(&mut state, &late);
             }
             Action::Answer(at) => {
-                if let Some(UnderWay { answer: Some((answer, in_force)), .. }) =
-                    state.sidecars[at].under_way.take()
-                {
-                    self.land(&mut state, at, Ok(answer), in_force);
+                if let Some(UnderWay { answer: Some(answer), .. }) = state.sidecars[at].under_way.take() {
+                    self.land(&mut state, at, Ok(answer));
                 }
             }
             Action::LoseReply(at) => {
@@ -270,11 +289,19 @@ impl World {
                     if under_way.answer.is_none() {
                         state.late.push(under_way);
                     }
-                    self.land(&mut state, at, Err(Failure::Unknown), false);
+                    self.land(&mut state, at, Err(Failure::Unknown));
                 }
             }
             Action::Watch(at) => self.watch(&mut state, at),
-            Action::Tick(at) => {
+            Action::Hear(at) => {
+                let life = state.sidecars[at].unheard(&state.etcd).unwrap_or_default();
+                state.sidecars[at].heard += 1;
+                if self.bug != Some(Bug::IgnoresWants) {
+                    self.step(&mut state, at, Input::Wanted { life });
+                }
+            }
+            Action::Tick(at) | Action::Lapse(at) => {
+                state.left.lapses -= u8::from(matches!(action, Action::Lapse(_)));
                 let sidecar = &mut state.sidecars[at];
                 let wake = sidecar.machine.wake_at().unwrap_or_default();
                 let (now, input) = (sidecar.now, Input::Tick { believed: self.believed(sidecar) });
@@ -302,7 +329,7 @@ impl World {
                     self.step(&mut state, at, Input::Lost(old));
                 }
                 state.sidecars[at].session = state.open_session();
-                state.sidecars[at].believes = true;
+                (state.sidecars[at].believes, state.sidecars[at].heard) = (true, 0);
             }
             Action::Restart(at) => {
                 state.left.restarts -= 1;
@@ -405,7 +432,7 @@ impl World {
         }
     }
 
-    fn land(&self, state: &mut State, at: usize, outcome: Result<Answer, Failure>, in_force: bool) {
+    fn land(&self, state: &mut State, at: usize, outcome: Result<Answer, Failure>) {
         let outcome = outcome.map(|mut answer| {
             if !answer.held {
                 self.note_losses(state, at, answer.revision);
@@ -422,18 +449,31 @@ impl World {
             let lost = Input::Lost(sidecar.session.clone());
             self.step(state, at, lost);
         }
-        let told = state.grants.len();
         self.step(state, at, Input::Landed { outcome, believed });
-        for grant in &mut state.grants[told..] {
-            grant.in_force = in_force;
-        }
     }
 
     /// Feeds an input and does what comes of it; false when it was rejected.
     fn step(&self, state: &mut State, at: usize, input: Input) -> bool {
         let sidecar = &mut state.sidecars[at];
         let now = Now { monotonic: sidecar.now, unix: 0 };
-        let Ok(effects) = sidecar.machine.step(input, now) else { return false };
+        let (session, believes) = (sidecar.session.clone(), sidecar.believes);
+        let believes = believes || self.bug == Some(Bug::RegrantsTheLost);
+        let until = |of: &SessionId, _| if believes && *of == session { now.monotonic + BELIEF } else { 0 };
+        sidecar.machine.believe(until);
+        sidecar.machine.hears(NEVER);
+        let mut machine = sidecar.machine.clone();
+        let wanted = matches!(input, Input::Wanted { .. });
+        let Ok(effects) = machine.step(input, now) else { return false };
+        if self.bug == Some(Bug::RegrantsTheFreed) && wanted && sidecar.machine.stays().is_some() {
+            // It frees what stays, and does not remember that it did.
+            let plans = effects.into_iter().filter_map(|effect| match effect {
+                Effect::Commit(plan) => Some(UnderWay { plan, answer: None, known: BTreeMap::new() }),
+                _ => None,
+            });
+            state.late.extend(plans);
+            return true;
+        }
+        sidecar.machine = machine;
         for effect in effects {
             match effect {
                 Effect::Commit(plan) => {
@@ -465,14 +505,15 @@ impl World {
                     _ => None,
                 });
                 let session = session.unwrap_or_else(|| state.sidecars[at].session.clone());
+                let revision = (fence.get() / PLACES) as i64;
                 state.grants.push(Told {
                     sidecar: at,
                     caller: caller.0,
-                    revision: (fence.get() / PLACES) as i64,
+                    revision,
                     fence: self.bug.map_or(fence.get(), |bug| bug.forge(fence.get(), &session)),
                     believed: true,
                     session_alive: state.etcd.get(&Key::Session(session.clone())).is_some(),
-                    in_force: false,
+                    in_force: state.in_force.get(&revision).copied().unwrap_or_default(),
                     let_go: false,
                     released: false,
                     session,
@@ -490,7 +531,22 @@ impl World {
     }
 }
 
-/// Whether the definition that a plan compares is in force; so for every plan that compares none and puts nothing.
+/// The wants that a plan puts or takes back.
+fn wants_written(plan: &Plan) -> BTreeSet<&Key> {
+    let keys = plan.writes.iter().filter_map(|write| match write {
+        Write::Put(key, ..) | Write::Delete(Range::One(key)) => Some(key),
+        Write::Delete(_) => None,
+    });
+    keys.filter(|key| matches!(key, Key::Want { .. })).collect()
+}
+
+/// Whether a plan takes the lock.
+fn takes(plan: &Plan) -> bool {
+    plan.compares.iter().any(|compare| compare.key == definition())
+        || plan.writes.iter().any(|write| matches!(write, Write::Put(Key::Holder { .. }, ..)))
+}
+
+/// Whether the definition that a plan compares is in force.
 fn in_force(etcd: &Etcd<Key, Range, Record>, plan: &Plan) -> bool {
     let asked = plan.compares.iter().find(|compare| compare.key == definition());
     asked.is_some_and(|asked| etcd.get(&definition()).is_some_and(|item| item.create_revision == asked.value))

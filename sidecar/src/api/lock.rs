@@ -231,7 +231,7 @@ async fn verify(
 ) -> Answer<Verified> {
     let mode = context.definitions.lock(&target.lock)?.settings.mode;
     let holders = context.locks.inspect(&target.place(), mode).await?.holders;
-    match holders.iter().filter_map(|held| held.fence).find(|fence| fence.get() == params.fence) {
+    match holders.iter().find(|held| held.is_current(params.fence)) {
         Some(_) => Ok(axum::Json(Verified { fence: params.fence })),
         None => Err(Problem::new(StatusCode::GONE, "lock-superseded", "The grant is over")
             .detail("the fence is not that of a present holder: acquire anew")),

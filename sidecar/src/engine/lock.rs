@@ -3,19 +3,18 @@
 mod calls;
 mod following;
 mod holdings;
+mod inspect;
 mod keys;
 mod several;
 mod stats;
+mod wants;
 mod watch;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use concordat_protocol::{
-    Answer, Entry, Millis, Name, Now, Plan, Range,
-    lock::{
-        Caller, Effect, Failure, Fence, Found, Holder, Input, Machine, Mode, Rejected, Reply, Seen, Share,
-        Token, fair::line::Line,
-    },
+    Answer, Entry, Key, Millis, Name, Now, Plan, Range,
+    lock::{Caller, Effect, Failure, Fence, Input, Machine, Rejected, Reply, Seen, Share, Token},
 };
 use concordat_store::{CommitError, SessionState, Store};
 use parking_lot::Mutex;
@@ -29,6 +28,7 @@ use tokio::sync::{Notify, oneshot};
 pub use self::{
     following::{Event, Following},
     holdings::Held,
+    inspect::{Holding, Inspection},
     keys::Place,
     several::{Asked, GrantedSeveral},
 };
@@ -95,26 +95,6 @@ pub struct Granted {
     pub waited: Millis,
 }
 
-/// What there is to know of a key.
-#[derive(Clone, Debug)]
-pub struct Inspection {
-    /// Who holds it.
-    pub holders: Vec<Holding>,
-    /// How many wait: over all sidecars in mode FairQueue, else of this sidecar's callers.
-    pub waiters: usize,
-}
-
-/// One who holds a key.
-#[derive(Clone, Debug)]
-pub struct Holding {
-    /// Who it is.
-    pub holder: Holder,
-    /// The fence of its grant.
-    pub fence: Option<Fence>,
-    /// When the grant ends unless renewed, milliseconds from now: known of this sidecar's callers only.
-    pub expires_in: Option<Millis>,
-}
-
 impl LockEngine {
     /// Starts.
     pub fn start(
@@ -161,38 +141,8 @@ impl LockEngine {
         tokio::spawn(inner.clone().follow_sessions());
         tokio::spawn(inner.clone().follow_definitions());
         tokio::spawn(inner.clone().publish_stats());
+        tokio::spawn(inner.clone().listen());
         Self(inner)
-    }
-
-    /// What there is to know of a key, as of now.
-    ///
-    /// # Errors
-    /// When etcd does not answer.
-    pub async fn inspect(&self, place: &Place, mode: Mode) -> Result<Inspection, CommitError> {
-        let range = Range::LockKey(place.lock.clone(), place.key.clone());
-        let answer = self.0.store.read(vec![range]).await?;
-        let entries = answer.reads.into_iter().flatten();
-        let keys = self.0.keys.lock();
-        let now = self.0.store.clock().now().monotonic;
-        let offset = self.0.store.fence_offset();
-        let holding = |holder: &Holder, fence: Option<Fence>| Holding {
-            holder: holder.clone(),
-            fence,
-            expires_in: fence
-                .and_then(|fence| keys.ends(place, fence, offset))
-                .map(|end| end.saturating_sub(now)),
-        };
-        if mode == Mode::FairQueue {
-            let line = Line::of(answer.revision, &entries.collect::<Vec<_>>());
-            let holders = line
-                .living_holders()
-                .map(|(spot, standing)| holding(&standing.holder, standing.fence(spot, offset)));
-            return Ok(Inspection { holders: holders.collect(), waiters: line.waiting() });
-        }
-        let found = entries.filter_map(|entry| Found::read(&entry));
-        let holders = found.map(|found| holding(&found.holder, Fence::new(found.revision, offset, 0)));
-        let waiters = keys.get(place).map_or(0, Machine::waiters);
-        Ok(Inspection { holders: holders.collect(), waiters })
     }
 
     /// Sends away who waits and frees what is held; answers when all of it is freed.
@@ -202,12 +152,13 @@ impl LockEngine {
             keys.draining = true;
             keys.places()
         };
+        // First nobody waits any more, to whom it could be handed on.
+        for place in places {
+            let _ = self.0.step(&place, Input::Drain);
+        }
         let held = self.0.holdings.lock().tokens();
         for token in held {
             self.0.let_go(token);
-        }
-        for place in places {
-            let _ = self.0.step(&place, Input::Drain);
         }
         loop {
             let settled = self.0.settled.notified();
@@ -275,6 +226,11 @@ impl Inner {
         if due.settled {
             self.settled.notify_one();
         }
+        if due.crowded
+            && let Some(oldest) = self.keys.lock().overstaying()
+        {
+            let _ = self.step(&oldest, Input::LetGo);
+        }
         for effect in effects {
             self.perform(place, effect);
         }
@@ -315,10 +271,16 @@ impl Inner {
         plan: Plan,
         landed: impl FnOnce(Result<Answer, Failure>, Millis) -> Input,
     ) {
-        let releases = plan.deletes_only();
-        failpoint!(if releases { "lock-before-release" } else { "lock-before-acquire" });
+        let (before, after) = if plan.deletes_only() {
+            ("lock-before-release", "lock-after-release")
+        } else if plan.compares.iter().any(|compare| matches!(compare.key, Key::Definition { .. })) {
+            ("lock-before-acquire", "lock-after-acquire-before-answer")
+        } else {
+            ("lock-before-telling", "lock-after-telling")
+        };
+        failpoint!(before);
         let outcome = self.store.commit(plan).await;
-        failpoint!(if releases { "lock-after-release" } else { "lock-after-acquire-before-answer" });
+        failpoint!(after);
         let outcome: Result<Answer, Failure> = outcome.map_err(|error| {
             tracing::debug!(lock = %place.lock, key = %place.key, %error, "a plan failed");
             match error {
@@ -402,13 +364,14 @@ impl Inner {
             if !self.definitions.synced() {
                 continue;
             }
-            let waited_for = self.keys.lock().waited_for();
-            for place in waited_for {
+            let concerned = self.keys.lock().concerned();
+            for place in concerned {
                 let created = self.definitions.lock(place.lock.as_str()).ok();
                 let created = created.map(|defined| defined.create_revision);
                 let _ = self.step(&place, Input::Defined(created));
             }
-            let held = self.holdings.lock().locks();
+            let mut held = self.holdings.lock().locks();
+            held.extend(self.keys.lock().staying().map(|place| place.lock.clone()));
             for lock in held {
                 let Ok(defined) = self.definitions.lock(lock.as_str()) else { continue };
                 if written.insert(lock.clone(), defined.mod_revision) != Some(defined.mod_revision) {
@@ -418,11 +381,12 @@ impl Inner {
         }
     }
 
-    /// Looks whether what is held of a lock is still there: the operator, having taken a key from its holder, writes the
-    /// lock's definition anew. Nobody watches what he holds.
+    /// Looks whether what is held of a lock, or stays, is still there: the operator, having taken a key from its holder,
+    /// writes the lock's definition anew. Nobody watches what he holds.
     async fn look_again(self: Arc<Self>, lock: Name) {
         loop {
-            let held = self.holdings.lock().places_of(&lock);
+            let mut held = self.holdings.lock().places_of(&lock);
+            held.extend(self.keys.lock().staying().filter(|place| place.lock == lock).cloned());
             if held.is_empty() {
                 return;
             }

@@ -60,7 +60,13 @@ pub fn lower<V>(
                 if let Some(guard) = guard.filter(|guard| !guards.contains(guard)) {
                     guards.push(guard);
                 }
-                if matches!(key, Key::Holder { .. } | Key::Claim { .. }) && id != 0 {
+                // A holder that is put over what is there is told of, and was taken before.
+                let taken = match key {
+                    Key::Holder { .. } => compares.iter().any(|compare| is_absent(compare, &key)),
+                    Key::Claim { .. } => true,
+                    _ => false,
+                };
+                if taken && id != 0 {
                     holdings.push(key.clone());
                 }
                 let (value, size) = encode(record);
@@ -94,6 +100,11 @@ pub fn lower<V>(
     }
     bytes += KEY_BYTES * (compares.len() + then.len() + or_else.len());
     Ok(Prepared { txn: Txn { compares, then, or_else }, footprint, puts, bytes, holdings, otherwise })
+}
+
+/// Whether it holds only of a key that is not there.
+fn is_absent(compare: &Compare<Key>, key: &Key) -> bool {
+    compare.key == *key && compare.relation == Relation::Equal && compare.value == 0
 }
 
 impl<V> Prepared<V> {

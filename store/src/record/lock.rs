@@ -39,6 +39,16 @@ pub(super) struct Holder {
     owner: String,
     #[prost(uint64, tag = "4")]
     since: u64,
+    #[prost(uint32, tag = "5")]
+    regrants: u32,
+    #[prost(bool, tag = "6")]
+    stays: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Want {
+    #[prost(int64, tag = "1")]
+    life: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -113,14 +123,33 @@ impl TryFrom<Settings> for lock::Settings {
 }
 
 impl From<&lock::Holder> for Holder {
-    fn from(lock::Holder { session, pod, owner, since }: &lock::Holder) -> Self {
-        Self { session: session.to_string(), pod: pod.clone(), owner: owner.clone(), since: *since }
+    fn from(lock::Holder { session, pod, owner, since, regrants, stays }: &lock::Holder) -> Self {
+        Self {
+            session: session.to_string(),
+            pod: pod.clone(),
+            owner: owner.clone(),
+            since: *since,
+            regrants: *regrants,
+            stays: *stays,
+        }
     }
 }
 
 impl From<Holder> for lock::Holder {
-    fn from(Holder { session, pod, owner, since }: Holder) -> Self {
-        Self { session: session.into(), pod, owner, since }
+    fn from(Holder { session, pod, owner, since, regrants, stays }: Holder) -> Self {
+        Self { session: session.into(), pod, owner, since, regrants, stays }
+    }
+}
+
+impl From<&lock::Want> for Want {
+    fn from(lock::Want { life }: &lock::Want) -> Self {
+        Self { life: *life }
+    }
+}
+
+impl From<Want> for lock::Want {
+    fn from(Want { life }: Want) -> Self {
+        Self { life }
     }
 }
 

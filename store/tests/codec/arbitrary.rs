@@ -67,6 +67,12 @@ pub(crate) fn key() -> impl Strategy<Value = Key> {
             .prop_map(|(lock, key, session, number)| { Key::Waiter { lock, key, session, number } }),
         (id(), id(), session(), number())
             .prop_map(|(lock, key, session, number)| { Key::Shadow { lock, key, session, number } }),
+        (session(), id(), id(), session()).prop_map(|(holder, lock, key, session)| Key::Want {
+            holder,
+            lock,
+            key,
+            session
+        }),
         place().prop_map(|(queue, partition, segment)| Key::Segment { queue, partition, segment }),
         place().prop_map(|(queue, partition, segment)| Key::Progress { queue, partition, segment }),
         (place(), session(), number()).prop_map(|((queue, partition, segment), session, number)| {
@@ -100,6 +106,8 @@ pub(crate) fn range() -> impl Strategy<Value = Range> {
         id().prop_map(Range::Lock),
         Just(Range::Locks),
         (id(), id()).prop_map(|(lock, key)| Range::LockKey(lock, key)),
+        id().prop_map(Range::Wants),
+        (id(), id(), id()).prop_map(|(session, lock, key)| Range::WantsOf(session, lock, key)),
         id().prop_map(Range::Queue),
         id().prop_map(Range::Segments),
         id().prop_map(Range::Progresses),
@@ -134,6 +142,9 @@ pub(crate) fn ranges_of(key: &Key) -> Vec<Range> {
         Key::Done(_) => vec![Range::Finished],
         Key::Holder { lock, key } | Key::Waiter { lock, key, .. } | Key::Shadow { lock, key, .. } => {
             vec![Range::Lock(lock.clone()), Range::LockKey(lock, key), Range::Locks]
+        }
+        Key::Want { holder, lock, key, .. } => {
+            vec![Range::Wants(holder.clone()), Range::WantsOf(holder, lock, key)]
         }
         Key::Segment { queue, .. } => {
             vec![Range::Queue(queue.clone()), Range::Live(queue.clone()), Range::Segments(queue)]

@@ -54,6 +54,8 @@ fn holder() -> lock::Holder {
         pod: "worker-0".into(),
         owner: "nightly".into(),
         since: 1_700_000_000_000,
+        regrants: 0,
+        stays: false,
     }
 }
 
@@ -188,8 +190,9 @@ fn records() -> Vec<(&'static str, Record)> {
             }
             .into(),
         ),
-        ("holder", holder().into()),
+        ("holder", lock::Holder { regrants: 3, stays: true, ..holder() }.into()),
         ("waiter", lock::Waiter { holder: holder(), share: lock::Share::permits(2, 5), place: 3 }.into()),
+        ("want", lock::Want { life: 42 }.into()),
         ("shadow", lock::Shadow { holder: holder(), share: lock::Share::EXCLUSIVE, delay: 15_000 }.into()),
         (
             "segment",

@@ -91,7 +91,7 @@ proptest! {
 /// Set `BOLERO_RANDOM_ITERATIONS` or `BOLERO_RANDOM_TEST_TIME_MS` for a longer run.
 #[test]
 fn fuzz_decode() {
-    const BEGINNINGS: [&str; 12] = [
+    const BEGINNINGS: [&str; 13] = [
         "",
         "/concordat/",
         "/concordat/ns/",
@@ -100,6 +100,7 @@ fn fuzz_decode() {
         "/concordat/ns/inbox/app/s/",
         "/concordat/ns/inbox/app/-/work/",
         "/concordat/ns/lock/l/",
+        "/concordat/ns/want/s1/l/k/",
         "/concordat/ns/queue/q/live/seg/",
         "/concordat/ns/queue/q/live/claim/00001/s:1:2:3/",
         "/concordat/ns/queue/q/dead/00001/s:1:2:3/",
@@ -158,6 +159,10 @@ fn the_text_is_as_designed() {
         (
             Key::Shadow { lock: "orders".into(), key: "k".into(), session: "s1".into(), number: u64::MAX },
             "/concordat/ns/lock/orders/k/shadow/s1/18446744073709551615",
+        ),
+        (
+            Key::Want { holder: "s1".into(), lock: "orders".into(), key: "a/b".into(), session: "s2".into() },
+            "/concordat/ns/want/s1/orders/a%2Fb/s2",
         ),
         (
             Key::Segment { queue: "q".into(), partition: 3, segment: segment() },

@@ -230,12 +230,16 @@ fn progress() -> impl Strategy<Value = Progress> {
 }
 
 fn holder() -> impl Strategy<Value = lock::Holder> {
-    (id(), text(), text(), any::<u64>()).prop_map(|(session, pod, owner, since)| lock::Holder {
-        session,
-        pod,
-        owner,
-        since,
-    })
+    (id(), text(), text(), any::<(u64, u32, bool)>()).prop_map(
+        |(session, pod, owner, (since, regrants, stays))| lock::Holder {
+            session,
+            pod,
+            owner,
+            since,
+            regrants,
+            stays,
+        },
+    )
 }
 
 fn share() -> impl Strategy<Value = lock::Share> {
@@ -260,6 +264,7 @@ fn record() -> impl Strategy<Value = Record> {
         work().prop_map(Record::Work),
         reply().prop_map(Record::Answer),
         transaction().prop_map(Record::Transaction),
+        any::<i64>().prop_map(|life| lock::Want { life }.into()),
         finished().prop_map(Record::Done),
         holder().prop_map(Record::Holder),
         (holder(), share(), any::<u32>()).prop_map(|(holder, share, place)| lock::Waiter {

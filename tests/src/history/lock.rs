@@ -161,21 +161,25 @@ impl Callers {
             if (lock, key) != (&facts.lock, &facts.key) {
                 continue;
             }
-            let holder = match change.entry.as_ref().map(|entry| &entry.record) {
-                Some(Record::Holder(Holder { session, .. })) => Some(session.clone()),
-                _ => None,
+            let (holder, told) = match change.entry.as_ref().map(|entry| &entry.record) {
+                Some(Record::Holder(Holder { session, regrants, stays, .. })) => {
+                    (Some(session.clone()), (!stays).then_some(*regrants))
+                }
+                _ => (None, None),
             };
             holders.extend(holder.clone().map(|holder| (change.revision, holder)));
             history.changes.push(invariant::Change {
                 revision: change.revision,
                 at: self.at(change),
                 holder,
+                told,
             });
         }
         let told = self.told.lock();
         let gone = |fence: u64| {
-            let later = history.changes.iter().find(|change| change.revision > put_at(fence))?;
-            Some(later.at)
+            let mut later = history.changes.iter().skip_while(|change| change.revision < put_at(fence));
+            let holder = later.next()?.holder.as_ref();
+            Some(later.find(|change| change.holder.as_ref() != holder)?.at)
         };
         history.forged = told.forged(path, gone);
         history.grants = self.grants(&told, &facts, |fence| holders.get(&put_at(fence)));
@@ -283,14 +287,27 @@ impl Told {
         grants.any(|granted| self.said.iter().any(|said| said.what == RELEASE && said.token == granted.token))
     }
 
-    /// What was said to have succeeded of a key and cannot have: by a token that nobody was granted, or a renewal of
-    /// what was `gone` before it was asked for. (A release may be repeated.)
+    /// When the release was asked for that was said to have succeeded first with a token.
+    fn let_go(&self, token: &str) -> Option<Millis> {
+        let releases = self.said.iter().filter(|said| said.what == RELEASE && said.token == token);
+        releases.map(|said| said.from).min()
+    }
+
+    /// What was said to have succeeded of a key and cannot have, or was not to: by a token that nobody was granted, a
+    /// renewal of what was let go or `gone` before it was asked for, a release of what is still relied on. (It may be repeated.)
     fn forged(&self, path: &str, gone: impl Fn(u64) -> Option<Millis>) -> Vec<String> {
         let mut forged = Vec::new();
         for Said { what, token, from, .. } in self.said.iter().filter(|said| said.path == path) {
             let of = self.grants.iter().find(|granted| granted.path == path && granted.token == *token);
+            let relied_on = of.is_some_and(|granted| granted.grant.to > *from);
             match of.map(|granted| granted.grant.fence) {
+                Some(fence) if *what == RELEASE && relied_on => {
+                    forged.push(format!("{fence} is relied on and was released"));
+                }
                 None => forged.push(format!("a {what} succeeded with a token that nobody was granted")),
+                Some(fence) if *what == RENEWAL && self.let_go(token).is_some_and(|at| at < *from) => {
+                    forged.push(format!("a {what} of {fence} succeeded when that was let go"));
+                }
                 Some(fence) if *what == RENEWAL && gone(fence).is_some_and(|gone| gone < *from) => {
                     forged.push(format!("a {what} of {fence} succeeded when that was gone"));
                 }

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use concordat_crds::Lock;
 use concordat_operator::lock;
-use concordat_protocol::{Kind, Settings};
+use concordat_protocol::{Key, Kind, Settings};
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
@@ -31,8 +31,9 @@ pub(crate) async fn rows() -> Result<String> {
     let grant = ask(world.client.post(there.url("locks/swap/warm"))).await?;
     let token = grant["token"].as_str().unwrap_or_default();
     ask(world.client.delete(there.url("locks/swap/warm")).header("lock-token", token)).await?;
+    world.gone(&Key::Holder { lock: "swap".into(), key: "warm".into() }).await?;
 
-    let grant = world.count("lock: acquire, free", ask(acquire("a"))).await?;
+    let grant = world.count("lock: acquire, free, and hold for longer than 2 s", ask(acquire("a"))).await?;
     let token = grant["token"].as_str().unwrap_or_default();
     let renew = world.client.put(here.url("locks/swap/a")).header("lock-token", token);
     world.count("lock: renew", ask(renew)).await?;
@@ -61,9 +62,30 @@ pub(crate) async fn rows() -> Result<String> {
     let grant = world.count("lock: release, and acquire by who waits elsewhere", hand_over).await?;
     let token = grant["token"].as_str().unwrap_or_default();
     let last = world.client.delete(there.url("locks/swap/a")).header("lock-token", token);
-    world.count("lock: release", ask(last)).await?;
+    world.count("lock: release what was held for longer", ask(last)).await?;
+    staying(&world).await?;
     leases(&world).await?;
     Ok(world.rows())
+}
+
+/// What is let go soon, and stays.
+async fn staying(world: &World) -> Result<()> {
+    let [here, there] = &*world.sidecars else { unreachable!("two were started") };
+    let used = async |of: &Sidecar| {
+        let grant = ask(world.client.post(of.url("locks/swap/b"))).await?;
+        let token = grant["token"].as_str().unwrap_or_default();
+        ask(world.client.delete(of.url("locks/swap/b")).header("lock-token", token)).await
+    };
+    let key = Key::Holder { lock: "swap".into(), key: "b".into() };
+    let once = async {
+        used(here).await?;
+        world.gone(&key).await
+    };
+    world.count("lock: acquire, free, and release; it stays for 10 s", once).await?;
+    used(here).await?;
+    world.count("lock: acquire and release what stays here", used(here)).await?;
+    world.count("lock: acquire and release what stays elsewhere", used(there)).await?;
+    world.gone(&key).await
 }
 
 /// What mode Lease costs more, and after a loss.

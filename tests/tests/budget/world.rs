@@ -98,6 +98,16 @@ impl World {
         .await
     }
 
+    /// Waits until nobody has a key, whatever it is; etcd is not asked for it.
+    pub(crate) async fn gone(&self, key: &Key) -> Result<()> {
+        eventually("it is gone", async || {
+            let last = self.meter.seen().into_iter().rfind(|change| change.key == *key);
+            ensure!(last.is_some_and(|change| change.entry.is_none()), "it is there");
+            Ok(())
+        })
+        .await
+    }
+
     /// The rows so far.
     pub(crate) fn rows(self) -> String {
         self.rows.into_inner()

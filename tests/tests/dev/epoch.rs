@@ -66,9 +66,12 @@ async fn data_that_were_put_back_are_refused_until_the_command_has_raised_the_ep
     ensure!(fence(&after) > fence(&before) && fence(&before) > 0, "{after:?} after {before:?}");
     let (_, text) = epoch(&etcd, &["show"])?;
     ensure!(text.starts_with("default: epoch 1, ") && text.ends_with(": ok\n"), "{text}");
-    let held = get(&etcd, &["locks", "--output", "json"])?;
-    ensure!(held.contains(&fence(&after).to_string()), "what is shown is the fence that was given: {held}");
-    Ok(())
+    concordat_tests::process::eventually("what is shown is the fence that was given", async || {
+        let held = get(&etcd, &["locks", "--output", "json"])?;
+        ensure!(held.contains(&fence(&after).to_string()), "{held}");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]

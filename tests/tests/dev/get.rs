@@ -20,13 +20,20 @@ async fn it_prints_what_is_held_queued_and_done() -> Result<()> {
         assert_eq!(answer.status, status, "{path}: {answer:?}");
     }
 
-    let locks = get(&etcd, &["locks"])?;
-    let rows: Vec<Vec<&str>> = locks
-        .lines()
-        .map(|line| line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
-        .collect();
-    assert_eq!(rows[0], ["NAME", "READY", "HELD", "WAITERS", "OLDEST WAIT", "FIRST KEY", "OWNER", "FENCE"]);
-    assert_eq!(rows[1][..7], ["orders", "True", "1", "0", "-", "42", "me"], "{locks}");
+    // What is held is told after 2 s.
+    eventually("the holder is told", async || {
+        let locks = get(&etcd, &["locks"])?;
+        let rows: Vec<Vec<&str>> = locks
+            .lines()
+            .map(|line| line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+            .collect();
+        ensure!(
+            rows[0] == ["NAME", "READY", "HELD", "WAITERS", "OLDEST WAIT", "FIRST KEY", "OWNER", "FENCE"]
+        );
+        ensure!(rows[1][..7] == ["orders", "True", "1", "0", "-", "42", "me"], "{locks}");
+        Ok(())
+    })
+    .await?;
 
     let queues = get(&etcd, &["queues"])?;
     assert!(queues.lines().nth(1).is_some_and(|row| row.starts_with("mails   True    1  ")), "{queues}");

@@ -54,7 +54,7 @@ async fn a_lock_is_taken_shown_renewed_and_let_go() -> Result<()> {
         assert_eq!(world.release(&sidecar, "c42", &grant).await?.status, StatusCode::NO_CONTENT);
     }
     assert_eq!(sidecar.get(&path).await?.status, StatusCode::GONE);
-    assert!(world.holder("c42").await?.is_none());
+    assert!(sidecar.shows_nobody("c42").await?);
     world.judge("c42").await?;
     Ok(())
 }

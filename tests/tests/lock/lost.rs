@@ -108,7 +108,7 @@ async fn every_answer_of_a_sidecar_may_be_lost_once() -> Result<()> {
         assert_eq!(other.with_token(RENEWAL, &path, &next.token()).await?.status, StatusCode::OK);
         world.judge_path(&path).await?;
     }
-    assert_eq!(world.judge("k").await?.changes.len(), 3, "granted, let go, granted");
+    assert_eq!(world.judge("k").await?.changes.len(), 4, "granted, told to be, let go, granted");
     assert_eq!(world.judge_line("fair", "k").await?.stood.len(), 3, "granted, refused, granted");
     Ok(())
 }

@@ -14,5 +14,6 @@ mod planted;
 mod restore;
 mod several;
 mod space;
+mod staying;
 mod waiting;
 mod world;

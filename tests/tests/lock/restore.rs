@@ -140,9 +140,9 @@ async fn what_was_not_restored_is_raised_by_force_alone_and_ends_every_session()
     let above = concordat_protocol::timeline::above(1 << 50);
     let raised = world.admin.raise(NAMESPACE, above, true).await?;
     assert_eq!((raised.timeline.epoch, raised.sessions), (1, 1));
-    // Not one grant that came after it is of the former epoch, whatever the sidecar has noticed.
+    // Not one grant that etcd made after it is of the former epoch, whatever the sidecar has noticed.
     let granted = eventually("it grants again", async || {
-        let grant = world.acquire(&sidecar, "orders/a", json!({})).await?;
+        let grant = world.acquire(&sidecar, "orders/c", json!({})).await?;
         ensure!(grant.status == StatusCode::OK, "{grant:?}");
         Ok(grant)
     })

@@ -228,7 +228,7 @@ impl World {
         Ok(stat.unwrap_or_default())
     }
 
-    /// Who holds a key, as etcd has it.
+    /// Who holds a key of `orders`, or with whose sidecar it stays, as etcd has it.
     pub(crate) async fn holder(&self, key: &str) -> Result<Option<concordat_protocol::lock::Holder>> {
         let key = Key::Holder { lock: "orders".into(), key: key.into() };
         Ok(match self.recorder.state().await?.remove(&key).map(|entry| entry.record) {
@@ -410,6 +410,11 @@ impl Sidecar {
             }
             Ok(answer)
         }
+    }
+
+    /// Whether it says that nobody holds a key of `orders`.
+    pub(crate) async fn shows_nobody(&self, key: &str) -> Result<bool> {
+        Ok(self.get(&format!("/v1/locks/orders/{key}")).await?.body["holders"] == json!([]))
     }
 
     pub(crate) async fn renew(&self, key: &str, token: &str) -> Result<Answer> {

@@ -72,7 +72,14 @@ async fn a_deleted_lock_waits_for_its_holder() {
     world.create::<Lock>("a", json!({ "mode": "Lease", "lockDelay": "1m" })).await;
     world.stands::<Lock>("a", "True", "Accepted").await;
     let held = Key::Holder { lock: "a".into(), key: "k".into() };
-    let holder = Holder { session: "s".into(), pod: "worker-0".into(), owner: "me".into(), since: 1 };
+    let holder = Holder {
+        session: "s".into(),
+        pod: "worker-0".into(),
+        owner: "me".into(),
+        since: 1,
+        regrants: 0,
+        stays: false,
+    };
     let shadow = lock::plans::shadow(&"a".into(), &"k".into());
     let left = Shadow { holder: holder.clone(), share: Share::EXCLUSIVE, delay: 60_000 };
     world.put(&held, holder, None).await;

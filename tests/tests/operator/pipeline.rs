@@ -225,6 +225,8 @@ async fn live_state_reaches_the_status_at_most_every_two_seconds() {
                 pod: "pod".into(),
                 owner: format!("owner {grants}"),
                 since: 1_000 * grants,
+                regrants: 0,
+                stays: false,
             };
             world.put(&Key::Holder { lock: "busy".into(), key: "k".into() }, holder, None).await;
             let stat = Stat { counters: vec![("granted".into(), grants), ("waiters".into(), grants)] };

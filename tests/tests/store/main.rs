@@ -34,7 +34,14 @@ fn key(name: &str) -> Key {
 }
 
 fn holder(session: &SessionId) -> Holder {
-    Holder { session: session.clone(), pod: "pod".into(), owner: "owner".into(), since: 0 }
+    Holder {
+        session: session.clone(),
+        pod: "pod".into(),
+        owner: "owner".into(),
+        since: 0,
+        regrants: 0,
+        stays: false,
+    }
 }
 
 /// Puts a key under the session's lease if it is absent, and reads it if it is not.

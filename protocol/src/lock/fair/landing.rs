@@ -158,6 +158,8 @@ impl Fair {
                 pod: request.pod.clone(),
                 owner: request.owner.clone(),
                 since: now.unix,
+                regrants: 0,
+                stays: false,
             };
             let waiter = Waiter { holder, share: request.share, place: numbers.len() as u32 };
             come.push(Come { number, ttl: request.ttl, delay: request.lock_delay, waiter });

@@ -134,12 +134,11 @@ impl Drop for Following {
 impl Inner {
     /// When a grant of these keys ends as far as is known now, monotonic milliseconds.
     fn ends(self: &Arc<Self>, keys: &[Held]) -> Millis {
-        let offset = self.store.fence_offset();
         let end = |held: &Held| {
             // What the machine knows of its lease is as of its last step.
             let believed = self.believed(&held.place);
             let _ = self.step(&held.place, Input::Tick { believed });
-            self.keys.lock().ends(&held.place, held.fence, offset).unwrap_or_default()
+            self.keys.lock().ends(&held.place, held.fence).unwrap_or_default()
         };
         keys.iter().map(end).min().unwrap_or_default()
     }

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, HashMap, VecDeque},
 };
 
 use concordat_protocol::{
@@ -18,6 +18,8 @@ use super::{stats::Counters, watch::Watched};
 const REMEMBERED_FOR: Millis = 600_000;
 /// How many such keys are remembered; beyond that the oldest is forgotten.
 const MOST_REMEMBERED: usize = 4_096;
+/// How many locks stay with a sidecar; beyond that the one that nobody asked for longest is let go.
+const MOST_STAYING: usize = 1_024;
 
 /// A lock and a key under it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +44,11 @@ pub(super) struct Keys {
     pub(super) watched: HashMap<Name, Watched>,
     pub(super) counters: HashMap<Name, Counters>,
     pub(super) draining: bool,
+    /// Keys that stay here, by when each was let go.
+    staying: BTreeMap<u64, Place>,
+    next_stay: u64,
+    /// Until when a want of others is heard of, on the monotonic clock.
+    pub(super) hears: Millis,
 }
 
 struct Kept {
@@ -53,6 +60,8 @@ struct Kept {
     used: Millis,
     /// Whether it is among the unused.
     listed: bool,
+    /// Where it is among those that stay.
+    stays: Option<u64>,
 }
 
 /// What a step came to.
@@ -71,6 +80,8 @@ pub(super) struct Due {
     pub(super) settled: bool,
     /// It began to watch (true) or stopped.
     pub(super) watch: Option<bool>,
+    /// There is no room for it, so that it is to be let go.
+    pub(super) crowded: bool,
 }
 
 impl Keys {
@@ -99,9 +110,21 @@ impl Keys {
             .collect()
     }
 
-    /// The keys for which somebody waits.
-    pub(super) fn waited_for(&self) -> Vec<Place> {
-        self.machines.iter().filter(|(_, kept)| kept.waiters > 0).map(|(place, _)| place.clone()).collect()
+    /// The keys for which somebody waits, and those that stay: what a definition's end concerns.
+    pub(super) fn concerned(&self) -> Vec<Place> {
+        let concerned = |kept: &Kept| kept.waiters > 0 || kept.stays.is_some();
+        self.machines.iter().filter(|(_, kept)| concerned(kept)).map(|(place, _)| place.clone()).collect()
+    }
+
+    /// The keys that stay here.
+    pub(super) fn staying(&self) -> impl Iterator<Item = &Place> {
+        self.staying.values()
+    }
+
+    /// The one that nobody asked for longest, when more stay than may.
+    pub(super) fn overstaying(&self) -> Option<Place> {
+        let oldest = self.staying.first_key_value().filter(|_| self.staying.len() > MOST_STAYING)?;
+        Some(oldest.1.clone())
     }
 
     /// The keys of a lock that want to know what the watch shows.
@@ -121,8 +144,8 @@ impl Keys {
     }
 
     /// When the grant of a fence ends unless renewed, if it is of one of this sidecar's callers.
-    pub(super) fn ends(&self, place: &Place, fence: Fence, offset: i64) -> Option<Millis> {
-        self.get(place)?.ends(fence, offset)
+    pub(super) fn ends(&self, place: &Place, fence: Fence) -> Option<Millis> {
+        self.get(place)?.ends(fence)
     }
 
     /// One step of one machine; a key that is not known yet gets one.
@@ -140,9 +163,20 @@ impl Keys {
             let current = session.id == *of && session.is_believed(now);
             store.believed_until(ttl).filter(|_| current).unwrap_or_default()
         });
+        kept.machine.hears(self.hears);
         let stepped = kept.machine.step(input, now);
         let mut due = Due::default();
         if let Ok(effects) = &stepped {
+            if kept.machine.stays().is_some() != kept.stays.is_some() {
+                if let Some(left) = kept.stays.take() {
+                    self.staying.remove(&left);
+                } else {
+                    kept.stays = Some(self.next_stay);
+                    self.staying.insert(self.next_stay, place.clone());
+                    self.next_stay += 1;
+                    due.crowded = self.staying.len() > MOST_STAYING;
+                }
+            }
             let granted =
                 effects.iter().filter(|e| matches!(e, Effect::Reply(_, Ok(Reply::Granted { .. })))).count();
             let waiters = kept.machine.waiters();
@@ -183,8 +217,15 @@ impl Keys {
                 match kept {
                     Some(kept) => kept.machine = machine,
                     None => {
-                        let kept =
-                            Kept { machine, armed: None, watches: false, waiters: 0, used: 0, listed: false };
+                        let kept = Kept {
+                            machine,
+                            armed: None,
+                            watches: false,
+                            waiters: 0,
+                            used: 0,
+                            listed: false,
+                            stays: None,
+                        };
                         self.machines.insert(place.clone(), kept);
                     }
                 }
