@@ -27,7 +27,7 @@ demo: tools ## Builds everything, opens the bank of examples/ and checks every s
 .PHONY: check
 check: tools ## Formatting and lints, warnings denied
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features concordat-tests/peers -- -D warnings
 
 .PHONY: test
 test: check kubernetes dapr ## Everything: lints, unit, property, model, differential, process and API-server tests

@@ -113,6 +113,8 @@ async fn store(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> 
                     pod: "generator".into(),
                     owner: String::new(),
                     since: store.clock().now().unix,
+                    regrants: 0,
+                    stays: false,
                 };
                 let taken = store.commit(plans::acquire(&lock, &key, created, 15_000, holder, None)).await?;
                 ensure!(taken.held, "{key} is held");
