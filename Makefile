@@ -30,7 +30,7 @@ check: tools ## Formatting and lints, warnings denied
 	cargo clippy --locked --workspace --all-targets --features concordat-tests/peers -- -D warnings
 
 .PHONY: test
-test: check kubernetes dapr ## Everything: lints, unit, property, model, differential, process and API-server tests
+test: check kubernetes dapr strace ## Everything: lints, unit, property, model, differential, process and API-server tests
 	cargo test --locked --workspace --no-fail-fast
 
 .PHONY: kubernetes
@@ -40,6 +40,15 @@ kubernetes: ## Builds the kube-apiserver that tests run against (once, from Go m
 .PHONY: dapr
 dapr: ## Installs Dapr's own SDKs that tests run (once, from npm and PyPI)
 	tests/dapr/install
+
+.PHONY: strace
+strace: ## Installs strace, by which tests slow etcd's disk
+	@command -v strace >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends strace; }
+
+.PHONY: soak-locks
+soak-locks: tools strace ## Locks under every fault for SOAK_GRANTS grants, 100000 unless set; SOAK_SEED repeats a run's choices
+	SOAK_GRANTS=$${SOAK_GRANTS:-100000} \
+	  cargo test --locked --workspace --test lock locks_keep_what_they_promise_whatever_breaks -- --nocapture
 
 .PHONY: fuzz
 fuzz: tools ## The fuzz targets for longer: FUZZ_SECONDS each, 60 unless set

@@ -1,6 +1,8 @@
 //! A real etcd, of one node or several, whose members can be killed, stopped and started again.
 
+mod peers;
 mod restore;
+mod tls;
 
 use std::{path::PathBuf, process::Command};
 
@@ -12,11 +14,8 @@ use etcd_client::{
 use tempfile::TempDir;
 
 pub use self::restore::Backup;
-
-use crate::{
-    kube::pki::{Authority, Identity},
-    process::{Process, eventually, free_port},
-};
+use self::{peers::Peers, tls::Pki};
+use crate::process::{Process, eventually, free_port};
 
 /// A port may be taken between finding and using it.
 const ATTEMPTS: usize = 5;
@@ -28,13 +27,15 @@ pub struct Settings {
     pub members: usize,
     /// Clients need a certificate, [`Etcd::client_identity`].
     pub tls: bool,
+    /// The members can be parted from each other, as by [`Etcd::isolate`].
+    pub parted: bool,
     /// Further flags of every member.
     pub flags: Vec<String>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { members: 1, tls: false, flags: Vec::new() }
+        Self { members: 1, tls: false, parted: false, flags: Vec::new() }
     }
 }
 
@@ -61,20 +62,16 @@ pub struct Etcd {
     pki: Option<Pki>,
     /// Another `--initial-cluster-token` than the one of its own.
     token: Option<String>,
+    peers: Option<Peers>,
     folder: TempDir,
 }
 
 #[derive(Debug)]
 struct Member {
     port: u16,
+    /// Where it hears the others.
     peer: u16,
     process: Option<Process>,
-}
-
-#[derive(Debug)]
-struct Pki {
-    authority: String,
-    client: Identity,
 }
 
 impl Etcd {
@@ -107,7 +104,9 @@ impl Etcd {
             members.push(Member { port: free_port()?, peer: free_port()?, process: None });
         }
         let pki = if settings.tls { Some(Pki::write(&folder)?) } else { None };
-        let mut etcd = Self { settings, members, pki, token: None, folder };
+        let peers: Vec<u16> = members.iter().map(|member| member.peer).collect();
+        let peers = if settings.parted { Some(Peers::start(&peers).await?) } else { None };
+        let mut etcd = Self { settings, members, pki, token: None, peers, folder };
         for member in 0..etcd.members.len() {
             etcd.spawn(member)?;
         }
@@ -193,7 +192,11 @@ impl Etcd {
     /// Starts a member that ended on its data, without waiting for it.
     pub fn spawn(&mut self, member: usize) -> Result<()> {
         let command = self.command(member)?;
-        self.members[member].process = Some(Process::start(&format!("etcd-{member}"), command)?);
+        let process = Process::start(&format!("etcd-{member}"), command)?;
+        if let Some(peers) = &self.peers {
+            peers.runs(member, process.id());
+        }
+        self.members[member].process = Some(process);
         Ok(())
     }
 
@@ -216,8 +219,19 @@ impl Etcd {
 
     /// Which member leads.
     pub async fn leader(&self) -> Result<usize> {
+        self.leader_beside(None).await
+    }
+
+    /// Which member leads but this one, once one does: the one that is parted or stopped does not know that it no longer
+    /// leads.
+    pub async fn next_leader(&self, before: usize) -> Result<usize> {
+        self.leader_beside(Some(before)).await
+    }
+
+    async fn leader_beside(&self, not: Option<usize>) -> Result<usize> {
+        let runs = |member: &usize| Some(*member) != not && self.members[*member].process.is_some();
         eventually("etcd has a leader", async || {
-            for member in (0..self.members.len()).filter(|member| self.members[*member].process.is_some()) {
+            for member in (0..self.members.len()).filter(runs) {
                 // A member that is stopped does not answer: ask all that do.
                 let Ok(Ok(id)) =
                     tokio::time::timeout(std::time::Duration::from_secs(1), self.member_id(member)).await
@@ -231,6 +245,28 @@ impl Etcd {
             Err(anyhow!("no member says that it leads"))
         })
         .await
+    }
+
+    /// Parts a member from all others until [`Etcd::reunite`]; clients still reach it.
+    pub fn isolate(&self, member: usize) -> Result<()> {
+        self.peers()?.part(|caller, called| caller == member || called == member);
+        Ok(())
+    }
+
+    /// Parts every member from every other until [`Etcd::reunite`].
+    pub fn part(&self) -> Result<()> {
+        self.peers()?.part(|_, _| true);
+        Ok(())
+    }
+
+    /// Lets all members reach each other.
+    pub fn reunite(&self) -> Result<()> {
+        self.peers()?.reunite();
+        Ok(())
+    }
+
+    fn peers(&self) -> Result<&Peers> {
+        self.peers.as_ref().context("these members cannot be parted")
     }
 
     /// The ids of a member and of the one that it says leads.
@@ -325,19 +361,24 @@ impl Etcd {
         self.members[member].process.as_ref().context("the member does not run")
     }
 
+    /// The port at which the others call a member.
+    fn called_at(&self, member: usize) -> u16 {
+        self.peers.as_ref().map_or(self.members[member].peer, |peers| peers.port(member))
+    }
+
     fn command(&self, member: usize) -> Result<Command> {
         let program = etcd_bin_vendored::etcd_bin_path().map_err(|error| anyhow!("{error}"))?;
-        let of_peer =
-            |(member, Member { peer, .. }): (usize, &Member)| format!("m{member}=http://127.0.0.1:{peer}");
-        let cluster: Vec<String> = self.members.iter().enumerate().map(of_peer).collect();
+        let of_peer = |member| format!("m{member}=http://127.0.0.1:{}", self.called_at(member));
+        let cluster: Vec<String> = (0..self.members.len()).map(of_peer).collect();
         let client_url = self.endpoint(member);
         let peer_url = format!("http://127.0.0.1:{}", self.members[member].peer);
+        let advertised = format!("http://127.0.0.1:{}", self.called_at(member));
         let mut command = Command::new(program);
         command
             .args(["--name", &format!("m{member}"), "--data-dir"])
             .arg(self.folder.path().join(format!("m{member}")))
             .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
+            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &advertised])
             .args([
                 "--initial-cluster",
                 &cluster.join(","),
@@ -357,20 +398,4 @@ impl Etcd {
 /// A name for the cluster that no other test's has, so that a port used again cannot mix two of them.
 fn peer_url_token(cluster: &[String]) -> String {
     format!("{}-{}", std::process::id(), cluster.join("-").replace(['/', ':', '='], ""))
-}
-
-impl Pki {
-    fn write(folder: &TempDir) -> Result<Self> {
-        let authority = Authority::new()?;
-        let server = authority.server()?;
-        let client = authority.user("concordat", None)?;
-        for (name, text) in [
-            ("ca.pem", &authority.certificate),
-            ("server.pem", &server.certificate),
-            ("server.key", &server.key),
-        ] {
-            std::fs::write(folder.path().join(name), text)?;
-        }
-        Ok(Self { authority: authority.certificate, client })
-    }
 }

@@ -5,7 +5,7 @@
 pub mod lock;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -84,6 +84,37 @@ impl Recorder {
             Ok(seen.void.clone().map_or_else(|| Ok(seen.changes.clone()), |why| Err(anyhow!("{why}"))))
         })
         .await?
+    }
+
+    /// Everything up to this revision was seen. etcd may compact what came before it: the record has it.
+    pub fn reached(&self) -> i64 {
+        self.seen.lock().through
+    }
+
+    /// Forgets what was seen, so that a record of a long run does not grow: of each key the last change stays unless that
+    /// deleted it, of who holds a lock every change since it was free, and of definitions and sessions, of which there are
+    /// few, every change.
+    pub fn forget(&self) {
+        let changes = &mut self.seen.lock().changes;
+        let (mut met, mut freed) = (HashSet::new(), HashSet::new());
+        let mut kept: Vec<Change> = std::mem::take(changes)
+            .into_iter()
+            .rev()
+            .filter(|Change { namespace, key, entry, .. }| {
+                let of = (namespace.clone(), key.clone());
+                match key {
+                    Key::Definition { .. } | Key::Session(_) => true,
+                    Key::Holder { .. } if entry.is_some() => !freed.contains(&of),
+                    Key::Holder { .. } => {
+                        freed.insert(of);
+                        false
+                    }
+                    _ => met.insert(of) && entry.is_some(),
+                }
+            })
+            .collect();
+        kept.reverse();
+        *changes = kept;
     }
 
     /// What stands under each key, after every change up to now.

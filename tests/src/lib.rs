@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod budget;
+pub mod disk;
 pub mod etcd;
 pub mod history;
 pub mod kube;

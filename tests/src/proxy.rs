@@ -41,6 +41,7 @@ struct Shared {
     state: watch::Sender<State>,
     replies: AtomicU64,
     drop_at: AtomicU64,
+    stop: CancellationToken,
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +71,7 @@ impl Proxy {
     pub async fn start(upstream: impl Into<String>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
+        let stop = CancellationToken::new();
         let state = State {
             mode: Mode::Pass,
             since: Instant::now(),
@@ -81,13 +83,9 @@ impl Proxy {
             state: watch::Sender::new(state),
             replies: AtomicU64::new(0),
             drop_at: AtomicU64::new(0),
+            stop: stop.clone(),
         });
-        let stop = CancellationToken::new();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(accept(
-            listener,
-            Arc::clone(&shared),
-            stop.clone(),
-        )));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, Arc::clone(&shared))));
         Ok(Self { port, shared, _stop: stop.drop_guard() })
     }
 
@@ -99,6 +97,11 @@ impl Proxy {
     /// The port of 127.0.0.1 that a client connects to.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Carries a connection that somebody else took.
+    pub(crate) fn carry(&self, client: TcpStream) {
+        carry(client, Arc::clone(&self.shared));
     }
 
     /// Lets everything pass again. Connections from which bytes were swallowed are cut.
@@ -171,22 +174,25 @@ impl Shared {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((client, _)) = listener.accept().await {
-        let state = shared.state.borrow().clone();
-        if state.mode == Mode::Refuse {
-            continue;
-        }
-        let shared = Arc::clone(&shared);
-        let stop = stop.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = state.connections.cancelled() => {}
-                _ = serve(client, &shared) => {}
-            }
-        });
+        carry(client, Arc::clone(&shared));
     }
+}
+
+/// Carries a connection, unless none is taken.
+fn carry(client: TcpStream, shared: Arc<Shared>) {
+    let state = shared.state.borrow().clone();
+    if state.mode == Mode::Refuse {
+        return;
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            () = shared.stop.cancelled() => {}
+            () = state.connections.cancelled() => {}
+            _ = serve(client, &shared) => {}
+        }
+    });
 }
 
 /// Serves one connection, until either end or a dropped reply ends it.

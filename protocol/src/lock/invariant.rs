@@ -180,9 +180,10 @@ pub fn l4_local_truth(history: &History) -> Result<(), Broken> {
 pub fn l5_liveness(history: &History, bound: Millis) -> Result<(), Broken> {
     for wait in &history.waits {
         // Until the first change within the wait, the key is as the last change before it left it.
-        let before = history.changes.iter().rfind(|change| change.at <= wait.from);
+        let first = history.changes.partition_point(|change| change.at <= wait.from);
+        let before = first.checked_sub(1).map(|last| &history.changes[last]);
         let mut free_since = before.is_none_or(|change| change.holder.is_none()).then_some(wait.from);
-        let within = history.changes.iter().filter(|change| change.at > wait.from && change.at <= wait.to);
+        let within = history.changes[first..].iter().take_while(|change| change.at <= wait.to);
         for (at, held) in within.map(|change| (change.at, change.holder.is_some())).chain([(wait.to, true)]) {
             if free_since.is_some_and(|since| at - since > bound) {
                 return Err(format!("L5: a call waited from {} to {} for nobody", wait.from, wait.to));
@@ -231,7 +232,8 @@ pub fn lock_delay(history: &History) -> Result<(), Broken> {
 pub fn l7_nothing_taken(history: &History, offset: i64) -> Result<(), Broken> {
     for Grant { fence, to, .. } in &history.grants {
         let revision = (fence / PLACES) as i64 - offset;
-        let mut later = history.changes.iter().skip_while(|change| change.revision < revision);
+        let first = history.changes.partition_point(|change| change.revision < revision);
+        let mut later = history.changes[first..].iter();
         let holder = later.next().and_then(|taken| taken.holder.as_ref());
         let later = later.find(|change| change.holder.as_ref() != holder);
         if let Some(change) = later.filter(|change| change.at < *to) {

@@ -1,20 +1,26 @@
 //! What was recorded of real runs, and then told otherwise: L1 to L7 must find it.
 
 use anyhow::{Result, ensure};
-use concordat_protocol::Key;
+use concordat_protocol::{
+    Key,
+    lock::{Settings, Sharing},
+};
 use concordat_store::keys;
 use concordat_tests::{
     etcd::Etcd,
     history::lock::{RELEASE, RENEWAL},
 };
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::world::{Answer, LOCKS, NAMESPACE, Sidecar, World};
+use crate::world::{Answer, LOCKS, NAMESPACE, Sidecar, World, fair};
 
 /// Acquires unrecorded.
 async fn acquire(sidecar: &Sidecar, path: &str) -> Result<Answer> {
-    let body = json!({"ttl": "1m"});
+    acquire_with(sidecar, path, json!({"ttl": "1m"})).await
+}
+
+async fn acquire_with(sidecar: &Sidecar, path: &str, body: Value) -> Result<Answer> {
     let grant = sidecar.ask(Method::POST, &format!("/v1/locks/{path}"), None, Some(body)).await?;
     ensure!(grant.status == StatusCode::OK, "{grant:?}");
     Ok(grant)
@@ -98,6 +104,122 @@ async fn a_history_that_was_told_otherwise_is_found() -> Result<()> {
     for (grant, path) in dead {
         callers.granted(&path, ("a".into(), 0), &grant.token(), grant.fence(), 0);
         is_found(&world, &path, "L4").await?;
+    }
+    Ok(())
+}
+
+/// Those who share a lock, and what of it they ask for: the first leaves the second no room.
+const SHARED: [(&str, &str, &str); 2] = [
+    ("rw", r#"{"ttl": "1m", "mode": "shared"}"#, r#"{"ttl": "1m"}"#),
+    ("many", r#"{"ttl": "1m", "permits": 3}"#, r#"{"ttl": "1m", "permits": 2}"#),
+];
+
+#[tokio::test]
+async fn a_history_of_those_who_share_a_lock_that_was_told_otherwise_is_found() -> Result<()> {
+    let world = World::one().await?;
+    world.define("rw", Settings { sharing: Sharing::ReadWrite, ..fair() }).await?;
+    world.define("many", Settings { sharing: Sharing::Semaphore, permits: 4, ..fair() }).await?;
+    let sidecar = world.sidecar("a").await?;
+    let callers = &sidecar.callers;
+    for (lock, first, second) in SHARED {
+        let (first, second): (Value, Value) = (serde_json::from_str(first)?, serde_json::from_str(second)?);
+        // As many as there is room for.
+        let path = format!("{lock}/together");
+        for _ in 0..2 {
+            let body = if lock == "rw" { first.clone() } else { second.clone() };
+            assert_eq!(world.acquire(&sidecar, &path, body).await?.status, StatusCode::OK);
+        }
+        world.judge_path(&path).await?;
+
+        // One too many: the first relies on what it let go.
+        let path = format!("{lock}/both");
+        let early = world.acquire(&sidecar, &path, first.clone()).await?;
+        sidecar.with_token(RELEASE, &path, &early.token()).await?;
+        world.acquire(&sidecar, &path, second.clone()).await?;
+        is_found(&world, &path, "L1").await?;
+
+        // One that came later and was answered first.
+        let path = format!("{lock}/order");
+        let mut grants = Vec::new();
+        for body in [&first, &second] {
+            let grant = acquire_with(&sidecar, &path, body.clone()).await?;
+            sidecar.ask(Method::DELETE, &format!("/v1/locks/{path}"), Some(&grant.token()), None).await?;
+            grants.push(grant);
+        }
+        for grant in grants.iter().rev() {
+            callers.granted(&path, (grant.token(), 0), &grant.token(), grant.fence(), 0);
+            let now = callers.now();
+            while callers.now() == now {
+                tokio::task::yield_now().await;
+            }
+        }
+        is_found(&world, &path, "L6").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stale_write_that_a_resource_took_is_found() -> Result<()> {
+    let world = World::of_both_modes(Etcd::start().await?).await?;
+    let sidecar = world.sidecar("a").await?;
+    let callers = &sidecar.callers;
+    let mut earliest = Vec::new();
+    for lock in LOCKS {
+        let path = format!("{lock}/k");
+        let mut fences = Vec::new();
+        for _ in 0..2 {
+            let grant = world.acquire(&sidecar, &path, json!({"ttl": "1m"})).await?;
+            assert!(callers.write_to(&path, grant.fence()), "the holder's own write is taken");
+            fences.push(grant.fence());
+            world.let_go(&sidecar, &path, &grant).await?;
+        }
+        assert!(!callers.write_to(&path, fences[0]), "a stale one is refused");
+        world.judge_path(&path).await?;
+        callers.took(&path, fences[0]);
+        is_found(&world, &path, "L3").await?;
+        earliest.push((path, fences[0]));
+    }
+    // A fence that comes again after the record of the first was forgotten.
+    callers.forget();
+    for (path, fence) in earliest {
+        world.judge_path(&path).await?;
+        callers.granted(&path, ("a".into(), 0), "another", fence, 0);
+        is_found(&world, &path, "L2").await?;
+    }
+    Ok(())
+}
+
+/// What etcd takes when a leader that stood still goes on is excused, and nothing else.
+#[tokio::test]
+async fn a_thaw_of_a_leader_excuses_what_etcd_took_then_alone() -> Result<()> {
+    let world = World::one().await?;
+    let (sidecar, other) = (world.sidecar("a").await?, world.sidecar("b").await?);
+    let take = async |key: &str| -> Result<()> {
+        let holder = Key::Holder { lock: "orders".into(), key: key.into() };
+        world.etcd.client().await?.delete(keys::encode(NAMESPACE, &holder), None).await?;
+        world.changes().await?;
+        Ok(())
+    };
+    for (key, excused) in [("before", false), ("after", true)] {
+        let path = format!("orders/{key}");
+        world.acquire(&sidecar, &path, json!({"ttl": "1m"})).await?;
+        if !excused {
+            take(key).await?;
+        }
+        let now = world.now();
+        while world.now() == now {
+            tokio::task::yield_now().await;
+        }
+        sidecar.callers.leader_thaws();
+        if excused {
+            take(key).await?;
+        }
+        world.acquire(&other, &path, json!({})).await?;
+        if excused {
+            world.judge_path(&path).await?;
+        } else {
+            is_found(&world, &path, "L4").await?;
+        }
     }
     Ok(())
 }

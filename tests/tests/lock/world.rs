@@ -33,15 +33,15 @@ pub(crate) const LOCKS: [&str; 2] = ["orders", "fair"];
 pub(crate) struct World {
     pub(crate) etcd: Etcd,
     pub(crate) admin: Admin,
-    recorder: Recorder,
-    callers: Arc<Callers>,
+    pub(crate) recorder: Recorder,
+    pub(crate) callers: Arc<Callers>,
 }
 
 /// One sidecar.
 pub(crate) struct Sidecar {
     pub(crate) process: Process,
     pod: String,
-    api: String,
+    pub(crate) api: String,
     pub(crate) admin: String,
     client: Client,
     pub(crate) callers: Arc<Callers>,
@@ -56,6 +56,8 @@ pub(crate) struct Options {
     pub(crate) failpoints: Option<String>,
     /// It will come to harm: its session is soon over then.
     pub(crate) victim: bool,
+    /// It says little, since it lives long.
+    pub(crate) terse: bool,
 }
 
 /// What was answered.
@@ -163,7 +165,7 @@ impl World {
             .args(["--namespace", NAMESPACE, "--app", "shop", "--pod", pod])
             .args(["--api-port", &api.to_string(), "--admin-port", &admin.to_string()])
             .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &etcd])
-            .args(["--log", "info,concordat_sidecar=debug"]);
+            .args(["--log", if options.terse { "warn" } else { "info,concordat_sidecar=debug" }]);
         if let Some(points) = options.failpoints {
             command.env("FAILPOINTS", points);
         }

@@ -141,9 +141,23 @@ pub fn l4_local_truth(history: &History) -> Result<(), Broken> {
 
 /// L5: whoever waits, waits for somebody: not for longer than `bound` was there room beside those before it.
 pub fn l5_liveness(history: &History, bound: Millis) -> Result<(), Broken> {
+    let line = history.line();
+    let places: BTreeMap<&(SessionId, u64), usize> =
+        line.iter().enumerate().map(|(place, stood)| (&stood.who, place)).collect();
+    // When the last of those up to a place was gone: further ahead than one where that is past nobody mattered.
+    let mut last = Some(0);
+    let emptied: Vec<Option<Millis>> = line
+        .iter()
+        .map(|stood| {
+            last = last.zip(stood.gone).map(|(last, gone)| last.max(gone));
+            last
+        })
+        .collect();
     for wait in &history.waits {
-        let Some(own) = history.stood.iter().find(|stood| stood.who == wait.who) else { continue };
-        let before: Vec<&Stood> = history.stood.iter().filter(|stood| stood.spot() < own.spot()).collect();
+        let Some(place) = places.get(&wait.who).copied() else { continue };
+        let own = line[place];
+        let mattered = (0..place).rev().take_while(|at| emptied[*at].is_none_or(|gone| gone > wait.from));
+        let before: Vec<&Stood> = mattered.map(|at| line[at]).collect();
         let room_at = |at: Millis| {
             let stand = before.iter().filter(|stood| stood.gone.is_none_or(|gone| gone > at));
             own.share.fits(stand.map(|stood| u64::from(stood.share.permits)).sum())
