@@ -1,5 +1,5 @@
 //! Locks of every mode and kind, for as many grants as are asked for, while everything that touches them breaks in a random
-//! order: `make soak-locks` for long, `make test` for short.
+//! order: `make soak-locks`.
 //!
 //! A run is a row of rounds. In each, callers come and go, one fault or two strike and are over, and every sidecar grants
 //! again; then the callers leave, nothing may stay, L1 to L7 are held over the round, and its record is forgotten. So
