@@ -256,7 +256,10 @@ fn program(name: &str, variable: &str) -> Result<PathBuf> {
         ensure!(program.is_file(), "{variable} names {}, which is not there", program.display());
         return Ok(program);
     }
-    let version = BUILD.lines().find_map(|line| line.strip_prefix("KUBERNETES=")).context("the version")?;
+    let version = match env::var("KUBERNETES") {
+        Ok(version) if !version.is_empty() => version,
+        _ => pinned(BUILD, "KUBERNETES").context("the version")?.to_owned(),
+    };
     let cache = set("CONCORDAT_CACHE").or_else(|| set("HOME").map(|home| home.join(".cache/concordat")));
     let built = cache.map(|cache| cache.join(format!("kubernetes-{version}/bin")));
     let path = env::var_os("PATH").unwrap_or_default();
@@ -265,4 +268,10 @@ fn program(name: &str, variable: &str) -> Result<PathBuf> {
         .map(|folder| folder.join(name))
         .find(|program| program.is_file())
         .with_context(|| format!("{name} is missing: run tests/kubernetes/build (about 4 minutes)"))
+}
+
+/// What a script sets `variable` to unless it is set: `1.36.3` for `KUBERNETES=${KUBERNETES:-1.36.3}`.
+fn pinned<'a>(script: &'a str, variable: &str) -> Option<&'a str> {
+    let start = format!("{variable}=${{{variable}:-");
+    script.lines().find_map(|line| line.strip_prefix(&start)?.strip_suffix('}'))
 }
