@@ -6,6 +6,11 @@ export CONCORDAT_CACHE ?= $(HOME)/.cache/concordat
 export CARGO_TARGET_DIR ?= $(CONCORDAT_CACHE)/target
 BIN := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
+# What is in images is linked statically, and so for a named target: what runs while it is built is not.
+IMAGE_TARGET := $(shell uname -m)-unknown-linux-gnu
+IMAGES := $(CARGO_TARGET_DIR)/images
+IMAGE_BINARIES ?= $(IMAGES)/binaries
+VERSION := $(shell sed -nE 's/^version = "(.*)"$$/\1/p' Cargo.toml)
 PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev
 # Where a protoc of any origin has Google's own types; Debian packs them by themselves.
 TYPES := ../include/google/protobuf/descriptor.proto
@@ -36,6 +41,23 @@ test: check kubernetes dapr ## Everything: lints, unit, property, model, differe
 .PHONY: kubernetes
 kubernetes: ## Builds the kube-apiserver that tests run against (once, from Go modules)
 	tests/kubernetes/build
+
+.PHONY: binaries
+binaries: tools
+	cargo build --locked --profile image --target $(IMAGE_TARGET) -p concordat-operator -p concordat-sidecar -p concordat-bank \
+	  --config 'target.$(IMAGE_TARGET).rustflags = ["-C", "target-feature=+crt-static"]'
+	mkdir -p $(IMAGE_BINARIES)
+	cd $(CARGO_TARGET_DIR)/$(IMAGE_TARGET)/image && cp -u concordat-operator concordat-sidecar concordat-bank $(IMAGE_BINARIES)
+
+.PHONY: images
+images: binaries ## Makes the images of operator, sidecar and bank: OCI archives in images/ of the target folder
+	tests/kubernetes/image Containerfile operator $(IMAGE_BINARIES) $(IMAGES)/operator.tar ghcr.io/concordat-dev/operator:$(VERSION)
+	tests/kubernetes/image Containerfile sidecar $(IMAGE_BINARIES) $(IMAGES)/sidecar.tar ghcr.io/concordat-dev/sidecar:$(VERSION)
+	tests/kubernetes/image tests/kubernetes/Containerfile bank $(IMAGE_BINARIES) $(IMAGES)/bank.tar concordat.test/bank:$(VERSION)
+
+.PHONY: node
+node: tools ## Installs and builds what a Kubernetes node of tests takes (once)
+	tests/kubernetes/node build
 
 .PHONY: dapr
 dapr: ## Installs Dapr's own SDKs that tests run (once, from npm and PyPI)
