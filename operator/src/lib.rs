@@ -19,6 +19,7 @@ pub mod kind;
 pub mod leader;
 pub mod lock;
 pub mod metrics;
+pub mod pki;
 pub mod queue;
 pub mod run;
 mod shallow;

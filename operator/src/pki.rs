@@ -1,0 +1,28 @@
+//! The operator's own authority, and the certificates it signs: the webhook's, etcd's, and those by which etcd knows its
+//! clients. All that decides is pure and is told the time; the authority lives in one Secret that the replicas share.
+//!
+//! | certificate | lives | is renewed | is in |
+//! |---|---|---|---|
+//! | the authority's | 10 years | a next one is trusted from two thirds, and signs from five sixths | Secret `--ca-secret` |
+//! | any other | 30 days | at two thirds | a Secret; the webhook's in memory, one a replica |
+//!
+//! Ten days are left when a renewal is due: for so long the operator may be away. Between a next authority's being
+//! trusted and its signing lie 20 months, so that also those who read what they trust only when they start, as etcd
+//! does, know it in time.
+
+mod authority;
+mod certificate;
+
+pub use authority::{Authority, Issued, Request, Usage};
+pub use certificate::{Certificate, Life};
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not be made.
+    #[error("a certificate cannot be made: {0}")]
+    Make(#[from] rcgen::Error),
+    /// It could not be read.
+    #[error("{0}")]
+    Read(String),
+}
