@@ -14,6 +14,7 @@ pub mod controller;
 pub mod etcd;
 pub mod events;
 pub mod immutable;
+pub mod inject;
 pub mod invalid;
 pub mod kind;
 pub mod leader;
