@@ -60,12 +60,14 @@ impl Admin {
         let nobody = Session { pod: String::new(), app: App::from(""), accepts: false };
         let AdminConfig { endpoints, tls, user, request_timeout } = config;
         let config = Config { tls, user, request_timeout, ..Config::new(endpoints, "", nobody) };
-        let connection = Arc::new(Connection::open(Dialer::new(&config).await?, 0).await?);
+        let connection = Arc::new(Connection::open(Dialer::new(&config)?, 0).await?);
         let (hub, inbox) = mpsc::unbounded_channel();
         let admin = Self { connection, hub: hub.clone(), watches: Arc::default() };
         check_version(&admin.exchange(""), &config).await?;
         // The hub holds a sender of its own, so it ends with its runtime.
         tokio::spawn(watch::run(admin.exchange(""), hub, inbox));
+        let connection = admin.connection.clone();
+        tokio::spawn(async move { connection.renew().await });
         Ok(admin)
     }
 

@@ -20,6 +20,9 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// etcd's user and password, if it asks for them.
     pub user: Option<(String, String)>,
+    /// Whether the wall around the namespace is proven before anything else: what this credential might do beyond is tried,
+    /// and if any of it is allowed the store is not opened.
+    pub isolated: bool,
     /// Time to live of the session's lease, milliseconds; etcd counts in whole seconds, at least 2.
     pub session_ttl: Millis,
     /// What this sidecar says of itself.
@@ -49,6 +52,7 @@ impl Config {
             namespace: namespace.into(),
             tls: None,
             user: None,
+            isolated: false,
             session_ttl: 10_000,
             session,
             request_timeout: 5_000,

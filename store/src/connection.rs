@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use concordat_protocol::Millis;
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, KvClient, TlsOptions};
+use etcd_client::{Client, ConnectOptions, KvClient};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{Config, ConnectError};
+use crate::{Config, ConnectError, Tls, certificates::Certificates};
 
 /// etcd refuses pings that come more often than every 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(6);
@@ -19,16 +19,21 @@ const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// An answer may be as large as what a batch of reads finds.
 const LARGEST_ANSWER: usize = 512 << 20;
 
+/// How often it is looked whether there are new certificates.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// How members are dialled.
 #[derive(Clone)]
 pub(crate) struct Dialer {
     endpoints: Vec<String>,
+    /// All but what the files of `tls` hold when a member is dialled.
     options: ConnectOptions,
+    tls: Option<Tls>,
     timeout: Duration,
 }
 
 impl Dialer {
-    pub(crate) async fn new(config: &Config) -> Result<Self, ConnectError> {
+    pub(crate) fn new(config: &Config) -> Result<Self, ConnectError> {
         if config.endpoints.is_empty() {
             return Err(ConnectError::Config("no endpoint of etcd is given".into()));
         }
@@ -38,37 +43,36 @@ impl Dialer {
             .with_keep_alive_while_idle(false)
             .with_connect_timeout(timeout.min(Duration::from_secs(2)))
             .with_require_leader(true);
-        if let Some(tls) = &config.tls {
-            let mut settings = TlsOptions::new();
-            if let Some(ca) = &tls.ca {
-                settings = settings.ca_certificate(Certificate::from_pem(read(ca).await?));
-            }
-            if let Some((certificate, key)) = &tls.identity {
-                settings = settings.identity(Identity::from_pem(read(certificate).await?, read(key).await?));
-            }
-            if let Some(name) = &tls.server_name {
-                settings = settings.domain_name(name);
-            }
-            options = options.with_tls(settings);
-        }
+        config.tls.as_ref().map(Certificates::read).transpose()?;
         if let Some((name, password)) = &config.user {
             options = options.with_user(name, password).with_auto_token_refresh(true);
         }
-        Ok(Self { endpoints: config.endpoints.clone(), options, timeout })
+        Ok(Self { endpoints: config.endpoints.clone(), options, tls: config.tls.clone(), timeout })
     }
 
-    async fn dial(&self, index: usize) -> Result<Client, String> {
+    /// What the files of certificates hold now, if there are any.
+    fn certificates(&self) -> Result<Option<Certificates>, String> {
+        self.tls.as_ref().map(Certificates::read).transpose().map_err(|error| error.to_string())
+    }
+
+    /// Dials a member with the certificates that are in their files now.
+    async fn dial(&self, index: usize) -> Result<Current, String> {
         let endpoint = &self.endpoints[index % self.endpoints.len()];
-        let connect = Client::connect([endpoint], Some(self.options.clone()));
-        match tokio::time::timeout(self.timeout, connect).await {
-            Ok(client) => client.map_err(|error| format!("{endpoint}: {error}")),
+        let certificates = self.certificates()?;
+        let mut options = self.options.clone();
+        if let (Some(certificates), Some(tls)) = (&certificates, &self.tls) {
+            options = options.with_tls(certificates.options(tls.server_name.as_deref()));
+        }
+        let connect = Client::connect([endpoint], Some(options));
+        match tokio::time::timeout(self.timeout, connect.boxed()).await {
+            Ok(Ok(client)) => {
+                let kv = client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
+                Ok(Current { index, client, kv, certificates })
+            }
+            Ok(Err(error)) => Err(format!("{endpoint}: {error}")),
             Err(_) => Err(format!("{endpoint}: no answer within {:?}", self.timeout)),
         }
     }
-}
-
-async fn read(path: &std::path::Path) -> Result<Vec<u8>, ConnectError> {
-    tokio::fs::read(path).await.map_err(|source| ConnectError::File { path: path.to_owned(), source })
 }
 
 /// A connection that moves on to the next member for ever.
@@ -83,6 +87,8 @@ struct Current {
     index: usize,
     client: Client,
     kv: KvClient,
+    /// Those it was dialled with.
+    certificates: Option<Certificates>,
 }
 
 impl Connection {
@@ -91,11 +97,10 @@ impl Connection {
         let mut why = String::new();
         for index in start..start + dialer.endpoints.len() {
             match dialer.dial(index).await {
-                Ok(client) => {
-                    let kv = large(&client);
+                Ok(current) => {
                     return Ok(Self {
                         dialer,
-                        current: Mutex::new(Current { index, client, kv }),
+                        current: Mutex::new(current),
                         moving: tokio::sync::Mutex::new(()),
                         moved: watch::Sender::new(0),
                     });
@@ -128,11 +133,8 @@ impl Connection {
             return;
         }
         let index = self.current.lock().index + 1;
-        match self.dialer.dial(index).boxed().await {
-            Ok(client) => {
-                let kv = large(&client);
-                *self.current.lock() = Current { index, client, kv };
-            }
+        match self.dialer.dial(index).await {
+            Ok(current) => *self.current.lock() = current,
             Err(why) => {
                 tracing::warn!(why, "etcd's member cannot be dialled");
                 self.current.lock().index = index;
@@ -141,14 +143,59 @@ impl Connection {
         self.moved.send_modify(|moved| *moved += 1);
     }
 
+    /// Goes over to new certificates whenever their files hold some that etcd takes, for ever. What is under way ends on
+    /// the connection it began on.
+    pub(crate) async fn renew(&self) {
+        if self.dialer.tls.is_none() {
+            return;
+        }
+        let mut told = String::new();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            // What cannot be read is being replaced.
+            let Ok(found) = self.dialer.certificates() else { continue };
+            let index = {
+                let current = self.current.lock();
+                if current.certificates == found {
+                    continue;
+                }
+                current.index
+            };
+            let _moving = self.moving.lock().await;
+            let fresh = match self.dialer.dial(index).await {
+                Ok(mut fresh) => {
+                    match tokio::time::timeout(self.dialer.timeout, fresh.client.status().boxed()).await {
+                        Ok(Ok(_)) => Ok(fresh),
+                        Ok(Err(error)) => Err(error.to_string()),
+                        Err(_) => Err("etcd did not answer in time".to_owned()),
+                    }
+                }
+                Err(why) => Err(why),
+            };
+            match fresh {
+                Ok(fresh) => {
+                    tracing::info!("etcd is asked with the new certificates");
+                    *self.current.lock() = fresh;
+                    self.moved.send_modify(|moved| *moved += 1);
+                    told.clear();
+                }
+                Err(why) => {
+                    if why != told {
+                        tracing::warn!(
+                            why,
+                            "etcd was not reached with the new certificates: the old ones stay"
+                        );
+                    }
+                    told = why;
+                }
+            }
+        }
+    }
+
     /// How long one request may take.
     pub(crate) fn timeout(&self) -> Duration {
         self.dialer.timeout
     }
-}
-
-fn large(client: &Client) -> KvClient {
-    client.kv_client().max_decoding_message_size(LARGEST_ANSWER)
 }
 
 /// The wait before the `attempt`-th repeat (from 0), milliseconds: doubled from 50 ms up to 2 s.

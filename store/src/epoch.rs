@@ -5,12 +5,11 @@ use concordat_protocol::{
     timeline::{self as decided, Lost, NoRoom, Remembered, Timeline, Verdict},
     transaction::plans,
 };
-use futures::FutureExt;
 
 use crate::{
     Admin, CommitError, Refusal,
     exchange::Exchange,
-    observer::{Counts, Purpose},
+    observer::Purpose,
     read::unanswered,
     session::{lease, tell},
     timeline::{self, Found},
@@ -186,9 +185,6 @@ impl Admin {
 
 async fn session_leases(exchange: &Exchange) -> Result<Vec<i64>, Refusal> {
     let (from, options) = wire::get(&exchange.namespace, &Range::Sessions);
-    let (mut kv, of) = exchange.connection.kv();
-    let request = kv.get(from, Some(options)).boxed();
-    let counts = Counts { gets: 1, ..Counts::default() };
-    let response = exchange.ask(Purpose::Session, counts, of, request).await?.0;
+    let response = exchange.get(Purpose::Session, from, options).await?.0;
     Ok(response.kvs.into_iter().map(|kv| kv.lease).filter(|lease| *lease != 0).collect())
 }

@@ -27,6 +27,9 @@ pub enum ConnectError {
     /// etcd's version is unsafe for nested transactions.
     #[error("{0}")]
     Unsupported(#[from] crate::version::Unsupported),
+    /// etcd lets this credential beyond its namespace, and [`crate::Config::isolated`] says that it must not.
+    #[error("{0}")]
+    NotIsolated(crate::NotIsolated),
     /// etcd was restored from a snapshot, and the namespace's epoch was not raised since.
     #[error("{0}")]
     Restored(Restored),

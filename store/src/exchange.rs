@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use concordat_protocol::{Key, Range, Record, etcd::Item};
-use etcd_client::{EventType, WatchOptions};
+use etcd_client::{
+    Client, EventType, GetOptions, GetResponse, KvClient, StatusResponse, WatchClient, WatchOptions,
+    proto::PbTxnResponse,
+};
 use futures::{
     FutureExt,
     future::{BoxFuture, try_join_all},
@@ -20,6 +23,9 @@ use crate::{
     wire::{self, Txn, TxnAnswer},
 };
 
+/// So often a request is sent again that was overtaken by changes of permissions: an operator makes a namespace's in four.
+const REPEATS: u32 = 16;
+
 /// Asks etcd on one connection.
 #[derive(Clone)]
 pub(crate) struct Exchange {
@@ -30,18 +36,17 @@ pub(crate) struct Exchange {
     pub(crate) memory: Option<Arc<Memory>>,
 }
 
+/// A request on its way: boxed, for the client's futures are ten kilobytes, which whatever awaits one would carry about.
+pub(crate) type Asked<A> = BoxFuture<'static, Result<A, etcd_client::Error>>;
+
 /// What a range held: keys and their items in the order of etcd's keys.
 pub(crate) type Found = Vec<(Key, Item<Record>)>;
 
 impl Exchange {
     /// Runs a transaction; answers also the revision after it.
     pub(crate) async fn txn(&self, purpose: Purpose, txn: &Txn) -> Result<(TxnAnswer, i64), Refusal> {
-        let (mut kv, of) = self.connection.kv();
-        let request = kv.txn(wire::txn(&self.namespace, txn)).boxed();
-        let mut counts = wire::count(txn);
-        counts.plans = counts.plans.max(1);
         let before = self.memory.as_ref().map(|memory| memory.last());
-        let response = self.ask(purpose, counts, of, request).await?.0;
+        let response = self.raw(purpose, txn).await?;
         let header = response.header.unwrap_or_default();
         let (cluster, revision) = (header.cluster_id, header.revision);
         if let (Some(memory), Some(before)) = (&self.memory, before)
@@ -50,6 +55,17 @@ impl Exchange {
             return Err(Refusal::Unknown("etcd was restored from a snapshot".into()));
         }
         Ok((wire::answer(&self.namespace, response), revision))
+    }
+
+    /// Runs a transaction, whatever its answer says of this process's memory of etcd.
+    pub(crate) async fn raw(&self, purpose: Purpose, txn: &Txn) -> Result<PbTxnResponse, Refusal> {
+        let mut counts = wire::count(txn);
+        counts.plans = counts.plans.max(1);
+        let request = |mut kv: KvClient| {
+            let txn = wire::txn(&self.namespace, txn);
+            async move { kv.txn(txn).await }.boxed()
+        };
+        Ok(self.kv(purpose, counts, request).await?.0)
     }
 
     /// Does what a flusher is to do.
@@ -70,10 +86,8 @@ impl Exchange {
 
     async fn read_at(&self, range: &Range, revision: i64) -> Result<Found, Refusal> {
         let (from, options) = wire::get(&self.namespace, range);
-        let (mut kv, of) = self.connection.kv();
-        let request = kv.get(from, Some(options.with_revision(revision))).boxed();
-        let counts = Counts { gets: 1, ..Counts::default() };
-        let response = self.ask(Purpose::Resolve, counts, of, request).await?.0;
+        let options = options.with_revision(revision);
+        let response = self.get(Purpose::Resolve, from, options).await?.0;
         Ok(response.kvs.into_iter().filter_map(|kv| wire::item(&self.namespace, kv)).collect())
     }
 
@@ -82,44 +96,83 @@ impl Exchange {
         let (from, mut to) = (keys::encode(&self.namespace, marker), keys::encode(&self.namespace, void));
         to.push(0);
         let options = WatchOptions::new().with_range(to).with_start_revision(after + 1);
-        let (client, of) = self.connection.client();
-        let changes = async {
-            let mut stream = client.watch_client().watch(from, Some(options)).await?;
-            let mut changes = Vec::new();
-            while let Some(response) = stream.message().await? {
-                if response.compact_revision() > 0 {
-                    return Ok(Err(Refusal::Compacted));
-                }
-                for event in response.events() {
-                    let Some(kv) = event.kv() else { continue };
-                    let Ok(key) = keys::decode(&self.namespace, kv.key()) else { continue };
-                    let put = event.event_type() == EventType::Put;
-                    let last = key == *marker && !put;
-                    changes.push(Change { revision: kv.mod_revision(), key, put });
-                    if last {
-                        return Ok(Ok(changes));
-                    }
-                }
-            }
-            Ok(Err(Refusal::Unknown("the watch ended".into())))
+        let namespace = &self.namespace;
+        let changes = |client: Client| {
+            let (from, options, namespace) = (from.clone(), options.clone(), namespace.clone());
+            let (marker, watches) = (marker.clone(), client.watch_client());
+            changes(watches, from, options, namespace, marker).boxed()
         };
-        self.ask(Purpose::Resolve, Counts::default(), of, changes.boxed()).await?
+        self.client(Purpose::Resolve, Counts::default(), changes).await?
     }
 
-    /// Waits for an answer, moves the connection on when none comes, and tells the observer. A request is boxed: the
-    /// client's futures are ten kilobytes, which whatever awaits one would carry about.
-    pub(crate) async fn ask<A>(
+    /// Asks for a key or range.
+    pub(crate) async fn get(
+        &self,
+        purpose: Purpose,
+        from: Vec<u8>,
+        options: GetOptions,
+    ) -> Result<GetResponse, Refusal> {
+        let request = |mut kv: KvClient| {
+            let (from, options) = (from.clone(), options.clone());
+            async move { kv.get(from, Some(options)).await }.boxed()
+        };
+        self.kv(purpose, Counts { gets: 1, ..Counts::default() }, request).await
+    }
+
+    /// Asks the member that is asked for everything how it does.
+    pub(crate) async fn status(&self) -> Result<StatusResponse, Refusal> {
+        let request = |mut client: Client| async move { client.status().await }.boxed();
+        self.client(Purpose::Session, Counts::default(), request).await
+    }
+
+    async fn kv<A>(
         &self,
         purpose: Purpose,
         counts: Counts,
-        of: u64,
-        request: BoxFuture<'_, Result<A, etcd_client::Error>>,
+        request: impl Fn(KvClient) -> Asked<A>,
+    ) -> Result<A, Refusal> {
+        let request = |connection: &Connection| {
+            let (kv, of) = connection.kv();
+            (request(kv), of)
+        };
+        self.ask(purpose, counts, request).await
+    }
+
+    /// Asks something that is not of keys and values.
+    pub(crate) async fn client<A>(
+        &self,
+        purpose: Purpose,
+        counts: Counts,
+        request: impl Fn(Client) -> Asked<A>,
+    ) -> Result<A, Refusal> {
+        let request = |connection: &Connection| {
+            let (client, of) = connection.client();
+            (request(client), of)
+        };
+        self.ask(purpose, counts, request).await
+    }
+
+    /// Waits for an answer, moves the connection on when none comes, and tells the observer. What etcd refused because
+    /// somebody's permissions were being changed is asked again: nothing of it was applied.
+    async fn ask<A>(
+        &self,
+        purpose: Purpose,
+        counts: Counts,
+        request: impl Fn(&Connection) -> (Asked<A>, u64),
     ) -> Result<A, Refusal> {
         let start = Instant::now();
-        let result = match tokio::time::timeout(self.connection.timeout(), request).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(Refusal::of(&error)),
-            Err(_) => Err(Refusal::Unknown("etcd did not answer in time".into())),
+        let mut repeats = 0;
+        let (result, of) = loop {
+            let (asked, of) = request(&self.connection);
+            let result = match tokio::time::timeout(self.connection.timeout(), asked).await {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(error)) => Err(Refusal::of(&error)),
+                Err(_) => Err(Refusal::Unknown("etcd did not answer in time".into())),
+            };
+            if !matches!(result, Err(Refusal::Stale)) || repeats == REPEATS {
+                break (result, of);
+            }
+            repeats += 1;
         };
         self.observer.request(purpose, counts, start.elapsed(), result.is_ok());
         if let Err(Refusal::Unknown(why) | Refusal::NotSent(why)) = &result {
@@ -128,4 +181,32 @@ impl Exchange {
         }
         result
     }
+}
+
+/// The changes of a marker and of what else is watched with it, up to the deletion of the marker.
+async fn changes(
+    mut watches: WatchClient,
+    from: Vec<u8>,
+    options: WatchOptions,
+    namespace: Arc<str>,
+    marker: Key,
+) -> Result<Result<Vec<Change>, Refusal>, etcd_client::Error> {
+    let mut stream = watches.watch(from, Some(options)).await?;
+    let mut changes = Vec::new();
+    while let Some(response) = stream.message().await? {
+        if response.compact_revision() > 0 {
+            return Ok(Err(Refusal::Compacted));
+        }
+        for event in response.events() {
+            let Some(kv) = event.kv() else { continue };
+            let Ok(key) = keys::decode(&namespace, kv.key()) else { continue };
+            let put = event.event_type() == EventType::Put;
+            let last = key == marker && !put;
+            changes.push(Change { revision: kv.mod_revision(), key, put });
+            if last {
+                return Ok(Ok(changes));
+            }
+        }
+    }
+    Ok(Err(Refusal::Unknown("the watch ended".into())))
 }

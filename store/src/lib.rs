@@ -2,14 +2,17 @@
 //!
 //! The only crate that knows etcd.
 
+pub mod access;
 mod admin;
 pub mod batch;
+mod certificates;
 mod clock;
 mod config;
 mod connection;
 pub mod epoch;
 mod error;
 mod exchange;
+mod isolation;
 pub mod keys;
 pub mod observer;
 mod read;
@@ -27,6 +30,7 @@ pub use admin::{Admin, AdminConfig};
 pub use clock::Clock;
 pub use config::{Config, Tls};
 pub use error::{CommitError, ConnectError, Restored};
+pub use isolation::NotIsolated;
 pub use refusal::Refusal;
 pub use session::{Session, SessionState};
 pub use space::Space;

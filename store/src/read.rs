@@ -5,13 +5,12 @@ use concordat_protocol::{
     etcd::{Op, OpAnswer, Txn},
 };
 use etcd_client::GetOptions;
-use futures::FutureExt;
 
 use crate::{
     CommitError, Refusal,
     exchange::Exchange,
     keys,
-    observer::{Counts, Purpose},
+    observer::Purpose,
     watch::{self, Scope},
     wire,
 };
@@ -30,10 +29,7 @@ pub(crate) async fn read(exchange: &Exchange, ranges: Vec<Range>) -> Result<Answ
 /// How many keys there are in a range, and at which revision.
 pub(crate) async fn count(exchange: &Exchange, range: &Range) -> Result<(u64, i64), CommitError> {
     let (from, options) = wire::get(&exchange.namespace, range);
-    let (mut kv, of) = exchange.connection.kv();
-    let request = kv.get(from, Some(options.with_count_only())).boxed();
-    let counts = Counts { gets: 1, ..Counts::default() };
-    let response = exchange.ask(Purpose::Read, counts, of, request).await.map_err(unanswered)?;
+    let response = exchange.get(Purpose::Read, from, options.with_count_only()).await.map_err(unanswered)?;
     let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
     Ok((response.count().unsigned_abs(), revision))
 }
@@ -44,10 +40,7 @@ pub(crate) async fn namespaces(exchange: &Exchange) -> Result<Vec<String>, Commi
     let mut found = Vec::new();
     loop {
         let options = GetOptions::new().with_range(to.clone()).with_limit(1).with_keys_only();
-        let (mut kv, of) = exchange.connection.kv();
-        let counts = Counts { gets: 1, ..Counts::default() };
-        let asked = kv.get(from, Some(options)).boxed();
-        let response = exchange.ask(Purpose::Read, counts, of, asked).await.map_err(unanswered)?;
+        let response = exchange.get(Purpose::Read, from, options).await.map_err(unanswered)?;
         let Some((namespace, next)) = response.kvs().first().and_then(|kv| keys::namespace(kv.key())) else {
             return Ok(found);
         };
@@ -71,6 +64,7 @@ pub(crate) fn unanswered(refusal: Refusal) -> CommitError {
     CommitError::NotApplied(match refusal {
         Refusal::Unknown(why) | Refusal::NotSent(why) => why,
         Refusal::Denied => "etcd's user may not do this".into(),
+        Refusal::Stale => "permissions in etcd change all the time".into(),
         Refusal::Compacted => "the revision is compacted".into(),
         other => format!("{other:?}"),
     })

@@ -17,6 +17,8 @@ pub enum Refusal {
     NoSpace,
     /// etcd's user may not do this; nothing was applied.
     Denied,
+    /// Permissions, anyone's, were changed while it was on its way; nothing was applied.
+    Stale,
     /// It never left this process; nothing was applied.
     NotSent(String),
     /// It may have been applied, or still be.
@@ -42,6 +44,7 @@ impl Refusal {
             }
             "etcdserver: mvcc: database space exceeded" => Self::NoSpace,
             "etcdserver: permission denied" => Self::Denied,
+            "etcdserver: revision of auth store is old" => Self::Stale,
             message => Self::Unknown(message.to_owned()),
         }
     }

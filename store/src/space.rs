@@ -3,15 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use concordat_protocol::Millis;
-use futures::FutureExt;
 use parking_lot::Mutex;
 
-use crate::{
-    Refusal,
-    clock::Clock,
-    exchange::Exchange,
-    observer::{Counts, Purpose},
-};
+use crate::{Refusal, clock::Clock, exchange::Exchange};
 
 /// What takes in new work stops at this share of the quota, in per cent; the rest is for what is under way.
 const INTAKE_PERCENT: i64 = 80;
@@ -58,8 +52,7 @@ impl Gauge {
         if let Some(space) = self.fresh(clock.monotonic()) {
             return Ok(space);
         }
-        let (mut client, of) = exchange.connection.client();
-        let status = exchange.ask(Purpose::Session, Counts::default(), of, client.status().boxed()).await?;
+        let status = exchange.status().await?;
         let quota = if status.db_size_quota() > 0 { status.db_size_quota() } else { DEFAULT_QUOTA };
         let exhausted = status.errors().iter().any(|error| error.contains("NOSPACE"));
         let space = Space { size: status.db_size(), quota, exhausted };

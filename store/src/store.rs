@@ -9,7 +9,6 @@ use std::{
 };
 
 use concordat_protocol::{Answer, Key, Millis, Plan, Range, timeline::Remembered};
-use futures::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::{mpsc, watch},
@@ -22,7 +21,7 @@ use crate::{
     clock::Clock,
     connection::{Connection, Dialer, back_off},
     exchange::Exchange,
-    read,
+    isolation, read,
     session::{Live, NotOpened, Session, SessionState},
     space::{self, Gauge, Space},
     timeline::Memory,
@@ -64,7 +63,7 @@ impl Store {
     /// When no endpoint answers, etcd is too old or was restored from a snapshot, or the configuration cannot be used.
     pub async fn connect(config: Config) -> Result<Self, ConnectError> {
         let clock = Clock::start();
-        let dialer = Dialer::new(&config).await?;
+        let dialer = Dialer::new(&config)?;
         let memory = Arc::new(Memory::of(config.remembered.as_ref()));
         let exchange = async |start| {
             Ok::<_, ConnectError>(Exchange {
@@ -77,7 +76,10 @@ impl Store {
         // Sidecars spread over the members; each of them may answer for all.
         let start = spread(config.endpoints.len());
         let (bulk, keep) = (exchange(start).await?, exchange(start).await?);
-        check_version(&bulk, &config).await?;
+        let version = check_version(&bulk, &config).await?;
+        if config.isolated {
+            isolation::prove(&bulk, &version).await?;
+        }
         let live = first_session(&config, clock, &keep).await?;
         let (hub, inbox) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
@@ -97,10 +99,12 @@ impl Store {
             tasks: Mutex::new(Vec::new()),
         });
         shared.fly(&live);
-        let (runner, gauging) = (shared.clone(), shared.clone());
+        let (runner, gauging, keeping) = (shared.clone(), shared.clone(), shared.clone());
         *shared.tasks.lock() = vec![
             tokio::spawn(async move { runner.run(live).await }),
-            tokio::spawn(crate::watch::run(bulk, hub, inbox)),
+            tokio::spawn(crate::watch::run(bulk.clone(), hub, inbox)),
+            tokio::spawn(async move { bulk.connection.renew().await }),
+            tokio::spawn(async move { keeping.keep.connection.renew().await }),
             tokio::spawn(async move { space::refresh(&gauging.gauge, &gauging.bulk, gauging.clock).await }),
         ];
         Ok(Self { shared })
@@ -316,14 +320,15 @@ fn spread(endpoints: usize) -> usize {
     }
 }
 
-/// Asks every member in turn until one says its version.
-pub(crate) async fn check_version(exchange: &Exchange, config: &Config) -> Result<(), ConnectError> {
+/// Asks every member in turn until one says its version, and answers it.
+pub(crate) async fn check_version(exchange: &Exchange, config: &Config) -> Result<String, ConnectError> {
     let mut why = String::new();
     for _ in &config.endpoints {
-        let (mut client, of) = exchange.connection.client();
-        let status = client.status().boxed();
-        match exchange.ask(crate::observer::Purpose::Session, Default::default(), of, status).await {
-            Ok(status) => return Ok(version::check(status.version())?),
+        match exchange.status().await {
+            Ok(status) => {
+                version::check(status.version())?;
+                return Ok(status.version().to_owned());
+            }
             Err(refusal) => why = read::unanswered(refusal).to_string(),
         }
     }

@@ -7,15 +7,9 @@ use concordat_protocol::{
     etcd::{Op, OpAnswer, Txn},
     timeline::{Observed, Remembered, Timeline},
 };
-use futures::FutureExt;
 use tokio::sync::watch;
 
-use crate::{
-    Refusal,
-    exchange::Exchange,
-    observer::{Counts, Purpose},
-    wire,
-};
+use crate::{Refusal, exchange::Exchange, observer::Purpose, wire};
 
 /// So often the timeline is read until it is the same member that says how long its log is.
 const ATTEMPTS: usize = 3;
@@ -106,13 +100,9 @@ pub(crate) async fn find(exchange: &Exchange) -> Result<Found, Refusal> {
 
 async fn read(exchange: &Exchange) -> Result<Found, Refusal> {
     let txn = Txn { then: vec![Op::Get(Range::One(Key::Timeline))], ..Txn::default() };
-    let (mut kv, of) = exchange.connection.kv();
-    let request = kv.txn(wire::txn(&exchange.namespace, &txn)).boxed();
-    // Not by `Exchange::txn`: what contradicts the memory is to be judged here, not refused.
-    let counts = Counts { gets: 1, ..Counts::default() };
-    let response = exchange.ask(Purpose::Session, counts, of, request).await?.0;
-    let (mut client, of) = exchange.connection.client();
-    let status = exchange.ask(Purpose::Session, Counts::default(), of, client.status().boxed()).await?;
+    // What contradicts the memory is to be judged here, not refused.
+    let response = exchange.raw(Purpose::Session, &txn).await?;
+    let status = exchange.status().await?;
     let (header, of_status) = (response.header.unwrap_or_default(), status.header());
     let same = of_status
         .is_some_and(|of| (of.cluster_id(), of.member_id()) == (header.cluster_id, header.member_id));

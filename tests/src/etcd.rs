@@ -4,7 +4,10 @@ mod peers;
 mod restore;
 mod tls;
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use etcd_client::{
@@ -103,7 +106,7 @@ impl Etcd {
         for _ in 0..settings.members {
             members.push(Member { port: free_port()?, peer: free_port()?, process: None });
         }
-        let pki = if settings.tls { Some(Pki::write(&folder)?) } else { None };
+        let pki = if settings.tls { Some(Pki::write(folder.path())?) } else { None };
         let peers: Vec<u16> = members.iter().map(|member| member.peer).collect();
         let peers = if settings.parted { Some(Peers::start(&peers).await?) } else { None };
         let mut etcd = Self { settings, members, pki, token: None, peers, folder };
@@ -132,9 +135,20 @@ impl Etcd {
         format!("127.0.0.1:{}", self.members[member].port)
     }
 
-    /// With TLS: the authority's certificate, a client's certificate and its key, PEM.
+    /// With TLS: the authority's certificate, a certificate of the user `root` and its key, PEM.
     pub fn client_identity(&self) -> Option<(&str, &str, &str)> {
-        self.pki.as_ref().map(|pki| (&*pki.authority, &*pki.client.certificate, &*pki.client.key))
+        self.pki.as_ref().map(|pki| (&*pki.authority.certificate, &*pki.client.certificate, &*pki.client.key))
+    }
+
+    /// With TLS: writes `ca.crt`, and `tls.crt` and `tls.key` of a user, to a folder.
+    pub fn issue(&self, user: &str, folder: &Path) -> Result<()> {
+        self.pki.as_ref().context("it asks for no certificates")?.issue(user, folder)
+    }
+
+    /// With TLS: another authority, and no longer the one there was. Members know it once they have started again.
+    pub fn replace_authority(&mut self) -> Result<()> {
+        self.pki = Some(Pki::write(self.folder.path())?);
+        Ok(())
     }
 
     /// A client of all members, on connections of its own.
@@ -151,7 +165,7 @@ impl Etcd {
         let options = self.pki.as_ref().map(|pki| {
             ConnectOptions::new().with_tls(
                 TlsOptions::new()
-                    .ca_certificate(Certificate::from_pem(&pki.authority))
+                    .ca_certificate(Certificate::from_pem(&pki.authority.certificate))
                     .identity(TlsIdentity::from_pem(&pki.client.certificate, &pki.client.key)),
             )
         });

@@ -235,7 +235,7 @@ impl<V: Clone, T> Batcher<V, T> {
                 step.ask = flight.ask_again();
                 step.wait = true;
             }
-            Refusal::NotSent(_) => {
+            Refusal::NotSent(_) | Refusal::Stale => {
                 step.wait = true;
                 let plans: Vec<_> = flight.plans.drain(..).collect();
                 self.wait_again(plans, step);

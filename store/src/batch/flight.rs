@@ -165,6 +165,7 @@ pub(super) fn reason(refusal: &Refusal) -> &'static str {
         Refusal::TooLarge => "it is too large for etcd",
         Refusal::NoSpace => "etcd has no space",
         Refusal::Denied => "etcd's user may not do this",
+        Refusal::Stale => "permissions in etcd change all the time",
         Refusal::NotSent(_) | Refusal::Unknown(_) => "etcd cannot be reached",
     }
 }

@@ -62,10 +62,12 @@ pub(crate) async fn keep(connection: &Connection, clock: Clock, lease: &Granted)
 
 /// Renews a lease three times in its time to live, until etcd says that it is gone.
 async fn renew(connection: &Connection, clock: Clock, lease: &Granted) {
-    let mut stream = None;
+    let mut stream: Option<(u64, _)> = None;
     let mut failures = 0;
     loop {
         let (_, of) = connection.client();
+        // The connection may have moved while the lease needed no renewal.
+        stream.take_if(|(opened, _)| *opened != of);
         let sent = clock.monotonic();
         let patience = Duration::from_millis(lease.ttl / 4);
         match tokio::time::timeout(patience, round(connection, &mut stream, lease.id)).await {
@@ -89,13 +91,14 @@ async fn renew(connection: &Connection, clock: Clock, lease: &Granted) {
 /// One keepalive: whether the lease lives.
 async fn round(
     connection: &Connection,
-    stream: &mut Option<(LeaseKeeper, LeaseKeepAliveStream)>,
+    stream: &mut Option<(u64, (LeaseKeeper, LeaseKeepAliveStream))>,
     lease: i64,
 ) -> Result<bool, Error> {
-    let Some((keeper, answers)) = stream else {
-        return match connection.client().0.lease_keep_alive(lease).boxed().await {
+    let Some((_, (keeper, answers))) = stream else {
+        let (mut client, of) = connection.client();
+        return match client.lease_keep_alive(lease).boxed().await {
             Ok(opened) => {
-                *stream = Some(opened);
+                *stream = Some((of, opened));
                 Ok(true)
             }
             // How the client says that etcd answered with a time to live of 0.

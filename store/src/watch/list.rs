@@ -2,15 +2,9 @@
 
 use concordat_protocol::{Entry, Key};
 use etcd_client::{GetOptions, proto::PbKeyValue};
-use futures::FutureExt;
 
 use super::hub::Scope;
-use crate::{
-    Refusal,
-    exchange::Exchange,
-    observer::{Counts, Purpose},
-    wire,
-};
+use crate::{Refusal, exchange::Exchange, observer::Purpose, wire};
 
 /// Entries of a page: some may be segments of 128 KiB.
 const PAGE: i64 = 256;
@@ -55,9 +49,7 @@ async fn pages(
         if !to.is_empty() {
             options = options.with_range(to.clone());
         }
-        let (mut kv, of) = exchange.connection.kv();
-        let counts = Counts { gets: 1, ..Counts::default() };
-        let page = exchange.ask(Purpose::Read, counts, of, kv.get(from, Some(options)).boxed()).await?.0;
+        let page = exchange.get(Purpose::Read, from, options).await?.0;
         if revision == 0 {
             revision = page.header.as_ref().map_or(0, |header| header.revision);
         }

@@ -7,6 +7,7 @@ use rcgen::{
 };
 
 /// A certificate authority that signs the server's and every user's certificate.
+#[derive(Debug)]
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// The authority's own certificate, PEM.
