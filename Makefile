@@ -39,8 +39,9 @@ test: check kubernetes dapr ## Everything: lints, unit, property, model, differe
 	cargo test --locked --workspace --no-fail-fast
 
 .PHONY: kubernetes
-kubernetes: ## Builds the kube-apiserver that tests run against (once, from Go modules)
+kubernetes: ## Builds the kube-apiserver and the helm that tests run (once, from Go modules)
 	tests/kubernetes/build
+	tests/kubernetes/build helm
 
 .PHONY: binaries
 binaries: tools
@@ -95,7 +96,7 @@ bench-locks: tools peers ## Measures locks beside etcd's lock service, ZooKeeper
 	$(RELEASE)/bench-locks --output docs/benchmarks-locks.md
 
 .PHONY: crds
-crds: tools ## Writes crds/*.yaml anew from the Rust types
+crds: tools ## Writes crds/*.yaml and the chart's copies anew from the Rust types
 	cargo run --locked -p concordat-crds --bin crdgen
 
 .PHONY: clean

@@ -248,6 +248,11 @@ async fn client(kubeconfig: &str) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
+/// The real helm. Add arguments and run it.
+pub fn helm() -> Result<Command> {
+    Ok(Command::new(program("helm", "TEST_ASSET_HELM")?))
+}
+
 /// Where a program of Kubernetes is: where `variable` says, else in Kubebuilder's folder, in the one where
 /// `tests/kubernetes/build` puts it, or on the PATH.
 fn program(name: &str, variable: &str) -> Result<PathBuf> {
@@ -267,7 +272,7 @@ fn program(name: &str, variable: &str) -> Result<PathBuf> {
     folders
         .map(|folder| folder.join(name))
         .find(|program| program.is_file())
-        .with_context(|| format!("{name} is missing: run tests/kubernetes/build (about 4 minutes)"))
+        .with_context(|| format!("{name} is missing: run `tests/kubernetes/build {name}` (minutes)"))
 }
 
 /// What a script sets `variable` to unless it is set: `1.36.3` for `KUBERNETES=${KUBERNETES:-1.36.3}`.
