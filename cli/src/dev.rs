@@ -1,7 +1,6 @@
 //! `concordat dev`: a real etcd, the manifests a cluster would get, and a sidecar process for each app.
 
 mod etcd;
-mod guard;
 mod manifests;
 mod objects;
 mod schema;
@@ -24,6 +23,7 @@ use self::{
     sidecars::{Sidecars, Spec},
     witness::Witness,
 };
+use crate::guard;
 
 /// What `dev` is told.
 #[derive(clap::Args)]

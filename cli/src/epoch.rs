@@ -5,12 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use concordat_protocol::{TransactionId, timeline};
-use concordat_store::{
-    Admin,
-    epoch::{RaiseError, Raised, Standing},
-};
+use concordat_store::epoch::{RaiseError, Raised, Standing};
 
-use crate::etcd::Etcd;
+use crate::reach::{Reached, Where};
 
 /// What `epoch` is told.
 #[derive(clap::Args)]
@@ -41,7 +38,7 @@ enum What {
 #[derive(clap::Args)]
 struct Which {
     #[command(flatten)]
-    etcd: Etcd,
+    at: Where,
     /// The namespace [default: every one that etcd knows]
     #[arg(long, short, value_name = "NAME")]
     namespace: Option<String>,
@@ -58,25 +55,25 @@ pub(crate) fn run(options: Options) -> Result<()> {
 }
 
 impl Which {
-    async fn open(self) -> Result<(Admin, Vec<String>)> {
-        let admin = self.etcd.connect().await?;
+    async fn open(self) -> Result<(Reached, Vec<String>)> {
+        let reached = self.at.reach().await?;
         let namespaces = match self.namespace {
             Some(namespace) => vec![namespace],
-            None => admin.namespaces().await?,
+            None => reached.admin.namespaces().await?,
         };
         if namespaces.is_empty() {
             bail!(
                 "etcd knows of no namespace: name one with --namespace if there was one before it was restored"
             );
         }
-        Ok((admin, namespaces))
+        Ok((reached, namespaces))
     }
 }
 
 async fn show(which: Which) -> Result<()> {
-    let (admin, namespaces) = which.open().await?;
+    let (reached, namespaces) = which.open().await?;
     for namespace in namespaces {
-        println!("{}", shown(&namespace, &admin.timeline(&namespace).await?));
+        println!("{}", shown(&namespace, &reached.admin.timeline(&namespace).await?));
     }
     Ok(())
 }
@@ -95,12 +92,12 @@ fn shown(namespace: &str, standing: &Standing) -> String {
 }
 
 async fn raise(which: Which, force: bool, above: u64) -> Result<()> {
-    let (admin, namespaces) = which.open().await?;
+    let (reached, namespaces) = which.open().await?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let floor = timeline::floor(now).max(if above == 0 { 0 } else { timeline::above(above) });
     let mut refused = 0;
     for namespace in &namespaces {
-        match admin.raise(namespace, floor, force).await {
+        match reached.admin.raise(namespace, floor, force).await {
             Ok(raised) => println!("{}", told(namespace, &raised)),
             // Of several some may have been raised before.
             Err(error @ RaiseError::NotRestored(_)) => {

@@ -1,7 +1,6 @@
 //! `concordat get`: what the operator would show as status, read from etcd.
 
-mod objects;
-mod table;
+pub(crate) mod objects;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -12,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use self::objects::Rebuilt;
-use crate::etcd::Etcd;
+use crate::{output::Format, reach::Scope, table};
 
 /// What `get` is told.
 #[derive(clap::Args)]
@@ -20,53 +19,54 @@ pub(crate) struct Options {
     /// What to print
     kind: What,
     #[command(flatten)]
-    etcd: Etcd,
-    /// Namespace of the objects
-    #[arg(long, short, value_name = "NAME", default_value = "default")]
-    namespace: String,
-    /// How to print it
-    #[arg(long, short, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    scope: Scope,
+    /// Of every namespace that etcd knows
+    #[arg(long, short = 'A', conflicts_with = "namespace")]
+    all_namespaces: bool,
+    #[command(flatten)]
+    format: Format,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum What {
     /// Locks
+    #[value(alias = "lock")]
     Locks,
     /// Queues
+    #[value(alias = "queue")]
     Queues,
     /// Distributed transactions
+    #[value(aliases = ["transaction", "tx"])]
     Transactions,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    /// For people
-    Table,
-    /// For programs: a list of names with their status
-    Json,
 }
 
 /// Prints the objects of one kind.
 pub(crate) fn run(options: Options) -> Result<()> {
     crate::dev::runtime()?.block_on(async {
-        let admin = options.etcd.connect().await?;
-        let found = match options.kind {
-            What::Locks => look::<Locks>(&admin, &options.namespace).await?,
-            What::Queues => look::<Queues>(&admin, &options.namespace).await?,
-            What::Transactions => look::<Transactions>(&admin, &options.namespace).await?,
-        };
-        match options.output {
-            Output::Json => println!("{}", serde_json::to_string_pretty(&found)?),
-            Output::Table => print!("{}", table::of(options.kind.columns(), &found)),
+        let reached = options.scope.reach().await?;
+        let namespaces =
+            if options.all_namespaces { reached.admin.namespaces().await? } else { vec![reached.namespace] };
+        let mut found = Vec::new();
+        for namespace in &namespaces {
+            found.extend(match options.kind {
+                What::Locks => look::<Locks>(&reached.admin, namespace).await?,
+                What::Queues => look::<Queues>(&reached.admin, namespace).await?,
+                What::Transactions => look::<Transactions>(&reached.admin, namespace).await?,
+            });
         }
-        Ok(())
+        let mut columns = options.kind.columns().to_vec();
+        if options.all_namespaces {
+            columns.insert(0, ("NAMESPACE", "/namespace"));
+        }
+        options.format.print(&found.into(), |found| {
+            table::of(&columns, found.as_array().map(Vec::as_slice).unwrap_or_default())
+        })
     })
 }
 
 impl What {
     /// Heading and JSON pointer of each column.
-    fn columns(self) -> &'static [(&'static str, &'static str)] {
+    fn columns(self) -> &'static [table::Column] {
         match self {
             Self::Locks => &[
                 ("NAME", "/name"),
@@ -118,7 +118,13 @@ where
     Ok(found)
 }
 
-async fn shown<K: Kind>(admin: &Admin, namespace: &str, name: &str, definition: Definition) -> Result<Value>
+/// Name, standing and status of an object.
+pub(crate) async fn shown<K: Kind>(
+    admin: &Admin,
+    namespace: &str,
+    name: &str,
+    definition: Definition,
+) -> Result<Value>
 where
     K::Object: Rebuilt,
 {
@@ -131,5 +137,5 @@ where
     let status = K::status(&object, &standing, Some(&state), &mut K::Memory::default(), Timestamp::now());
     let fact = standing.fact();
     let ready = if standing.accepted() { "True".to_owned() } else { fact.reason.to_owned() };
-    Ok(json!({"name": name, "ready": ready, "status": status}))
+    Ok(json!({"namespace": namespace, "name": name, "ready": ready, "status": status}))
 }

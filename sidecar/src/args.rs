@@ -35,6 +35,10 @@ struct Args {
     /// The pod's name, for people [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pod: Option<String>,
+    /// Serves the API and takes part in nothing: adopts nothing, and is given no work
+    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    guest: bool,
 
     /// Port of the API on 127.0.0.1; 0 for any that is free
     #[arg(long, value_name = "PORT", default_value_t = 4700)]
@@ -125,6 +129,8 @@ pub struct Settings {
     pub app_port: Option<u16>,
     /// The pod's name.
     pub pod: String,
+    /// Whether it takes part in nothing: it is there for a person who looks, and gone at once.
+    pub guest: bool,
     /// Port of the API on 127.0.0.1.
     pub api_port: u16,
     /// Where `/live`, `/ready` and `/metrics` are served.
@@ -218,6 +224,7 @@ fn check(args: Args, host_name: Option<String>) -> Result<Settings, Refused> {
         app: args.app.0.into(),
         app_port: args.app_port,
         pod,
+        guest: args.guest,
         api_port: args.api_port,
         admin: (args.admin_address, args.admin_port),
         token,

@@ -23,6 +23,8 @@ pub struct Identity {
     pub app: App,
     /// The app's port on 127.0.0.1, if it takes part in transactions.
     pub app_port: Option<u16>,
+    /// Whether it takes part in nothing.
+    pub guest: bool,
 }
 
 /// The parts of a running sidecar. Cheap to clone: each request does.

@@ -262,6 +262,7 @@ fn start(store: Store, settings: &Settings, metrics: Arc<Metrics>) -> Context {
         pod: settings.pod.clone(),
         app: settings.app.clone(),
         app_port: settings.app_port,
+        guest: settings.guest,
     });
     let definitions = Definitions::start(&store);
     let callbacks = Callbacks::new(settings.app_port);
@@ -284,7 +285,8 @@ async fn bind<A: tokio::net::ToSocketAddrs + Copy + std::fmt::Debug>(address: A)
 }
 
 fn store_config(settings: &Settings, metrics: Arc<Metrics>) -> Config {
-    let session = session::Session { pod: settings.pod.clone(), app: settings.app.clone(), accepts: true };
+    let accepts = !settings.guest;
+    let session = session::Session { pod: settings.pod.clone(), app: settings.app.clone(), accepts };
     Config {
         tls: settings.etcd_tls.clone(),
         user: settings.etcd_user.clone(),

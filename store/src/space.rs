@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use concordat_protocol::Millis;
+use etcd_client::StatusResponse;
 use parking_lot::Mutex;
 
 use crate::{Refusal, clock::Clock, exchange::Exchange};
@@ -26,6 +27,13 @@ pub struct Space {
 }
 
 impl Space {
+    /// From what a member tells of itself.
+    pub(crate) fn of(status: &StatusResponse) -> Self {
+        let quota = if status.db_size_quota() > 0 { status.db_size_quota() } else { DEFAULT_QUOTA };
+        let exhausted = status.errors().iter().any(|error| error.contains("NOSPACE"));
+        Self { size: status.db_size(), quota, exhausted }
+    }
+
     /// Whether there is room to take in new work.
     pub fn intake_open(&self) -> bool {
         !self.exhausted && self.size < self.quota / 100 * INTAKE_PERCENT
@@ -53,9 +61,7 @@ impl Gauge {
             return Ok(space);
         }
         let status = exchange.status().await?;
-        let quota = if status.db_size_quota() > 0 { status.db_size_quota() } else { DEFAULT_QUOTA };
-        let exhausted = status.errors().iter().any(|error| error.contains("NOSPACE"));
-        let space = Space { size: status.db_size(), quota, exhausted };
+        let space = Space::of(&status);
         *self.last.lock() = Some((clock.monotonic(), space));
         Ok(space)
     }

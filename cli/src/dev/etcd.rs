@@ -15,8 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::process::Child;
 
-use super::guard;
 use crate::ETCD_PORT;
+use crate::guard;
 
 /// How long it may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(30);

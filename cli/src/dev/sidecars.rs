@@ -15,7 +15,8 @@ use tokio::{
     process::Child,
 };
 
-use super::{etcd, guard};
+use super::etcd;
+use crate::guard;
 
 /// How long a sidecar may take to answer, or to drain.
 const PATIENCE: Duration = Duration::from_secs(30);

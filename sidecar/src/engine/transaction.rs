@@ -61,7 +61,7 @@ struct Inner {
 }
 
 impl TransactionEngine {
-    /// Starts: adopts what has no owner, takes what comes.
+    /// Starts: adopts what has no owner, takes what comes; a guest does neither.
     pub fn start(
         store: &Store,
         _: &Definitions,
@@ -87,9 +87,11 @@ impl TransactionEngine {
         });
         tokio::spawn(inbox::follow_session(inner.clone()));
         tokio::spawn(inbox::follow_peers(inner.clone()));
-        tokio::spawn(inbox::follow_unclaimed(inner.clone()));
-        tokio::spawn(adoption::sweep(inner.clone()));
-        tokio::spawn(adoption::follow_once(inner.clone()));
+        if !inner.identity.guest {
+            tokio::spawn(inbox::follow_unclaimed(inner.clone()));
+            tokio::spawn(adoption::sweep(inner.clone()));
+            tokio::spawn(adoption::follow_once(inner.clone()));
+        }
         tokio::spawn(stats::publish(inner.clone()));
         Self(inner)
     }

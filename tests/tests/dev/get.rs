@@ -38,6 +38,12 @@ async fn it_prints_what_is_held_queued_and_done() -> Result<()> {
     let queues = get(&etcd, &["queues"])?;
     assert!(queues.lines().nth(1).is_some_and(|row| row.starts_with("mails   True    1  ")), "{queues}");
 
+    let everywhere = get(&etcd, &["lock", "-A"])?;
+    assert!(everywhere.starts_with("NAMESPACE   NAME     READY"), "{everywhere}");
+    assert!(everywhere.lines().nth(1).is_some_and(|row| row.starts_with("default     orders   True")));
+    let yaml: Value = serde_saphyr::from_str(&get(&etcd, &["queues", "-o", "yaml"])?)?;
+    assert_eq!((&yaml[0]["namespace"], &yaml[0]["name"]), (&"default".into(), &"mails".into()), "{yaml}");
+
     // Sidecars count transactions, and put their counters within 2 s.
     eventually("the counters are put", async || {
         let printed: Value = serde_json::from_str(&get(&etcd, &["transactions", "--output", "json"])?)?;

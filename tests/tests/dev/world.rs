@@ -4,11 +4,13 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use axum::{Router, routing::post};
+use axum::{Router, extract, http::StatusCode, routing::post};
 use concordat_tests::process::{Process, binary, eventually, free_port};
+use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -66,7 +68,11 @@ pub(crate) struct Dev {
     /// Of the sidecar.
     pub(crate) port: u16,
     client: reqwest::Client,
+    refuses: Refuses,
 }
+
+/// Which operation the app answers otherwise than with yes, and how.
+type Refuses = Arc<Mutex<Option<(&'static str, StatusCode)>>>;
 
 /// An answer of the sidecar's API.
 #[derive(Debug)]
@@ -87,13 +93,17 @@ impl Dev {
     pub(crate) async fn starting(manifests: &Manifests, flags: &[&str]) -> Result<Self> {
         let app = TcpListener::bind("127.0.0.1:0").await?;
         let app_port = app.local_addr()?.port();
-        tokio::spawn(
-            async move { axum::serve(app, Router::new().route("/{*path}", post(async || "{}"))).await },
-        );
+        let refuses = Refuses::default();
+        tokio::spawn(axum::serve(app, taking_part(refuses.clone())).into_future());
         let port = free_port()?;
         let process =
             Process::start("dev", command(manifests, &format!("accounts:{port}:{app_port}"), flags)?)?;
-        Ok(Self { process, port, client: reqwest::Client::new() })
+        Ok(Self { process, port, client: reqwest::Client::new(), refuses })
+    }
+
+    /// Has the app answer this operation so from now on, and all others with yes.
+    pub(crate) fn app_answers(&self, operation: &'static str, status: StatusCode) {
+        *self.refuses.lock() = Some((operation, status));
     }
 
     /// Waits until it has said this.
@@ -156,6 +166,17 @@ impl Dev {
     }
 }
 
+fn taking_part(refuses: Refuses) -> Router {
+    let answer = async move |extract::Path(path): extract::Path<String>| {
+        let refused = *refuses.lock();
+        match refused.filter(|(operation, _)| path.ends_with(operation)) {
+            Some((_, status)) => (status, "it says no"),
+            None => (StatusCode::OK, "{}"),
+        }
+    };
+    Router::new().route("/{*path}", post(answer))
+}
+
 /// The program, told to run `dev` in the given folder.
 pub(crate) fn command(manifests: &Manifests, sidecar: &str, flags: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary("concordat")?);
@@ -165,12 +186,34 @@ pub(crate) fn command(manifests: &Manifests, sidecar: &str, flags: &[&str]) -> R
 
 /// What `concordat get` prints.
 pub(crate) fn get(etcd: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(binary("concordat")?).args(["get", "--etcd", etcd]).args(arguments).output()?;
+    let arguments: Vec<&str> = ["get"].iter().chain(arguments).copied().collect();
+    concordat(etcd, &arguments)
+}
+
+/// What `concordat` prints, told of an etcd; its refusal as an error.
+pub(crate) fn concordat(etcd: &str, arguments: &[&str]) -> Result<String> {
+    let program = binary("concordat")?;
+    let output = Command::new(program).args(arguments).args(["--etcd", etcd]).output()?;
     let (out, err) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
     if !output.status.success() {
-        bail!("concordat get {arguments:?}: {err}");
+        bail!("concordat {arguments:?}: {out}{err}");
     }
     Ok(out)
+}
+
+/// The same as JSON.
+pub(crate) fn json(etcd: &str, arguments: &[&str]) -> Result<Value> {
+    let arguments: Vec<&str> = arguments.iter().chain(&["-o", "json"]).copied().collect();
+    Ok(serde_json::from_str(&concordat(etcd, &arguments)?)?)
+}
+
+/// The rows of a table that begins with these headings, as cells.
+pub(crate) fn rows<'a>(printed: &'a str, headings: &[&str]) -> Vec<Vec<&'a str>> {
+    let cells = |line: &'a str| -> Vec<&'a str> {
+        line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect()
+    };
+    let table = printed.lines().map(cells).skip_while(|line| !line.starts_with(headings));
+    table.skip(1).take_while(|line| line.len() > 1).collect()
 }
 
 /// Waits until none of these processes runs.

@@ -3,6 +3,7 @@
 
 mod cleanup;
 mod force;
+mod kubectl;
 mod leadership;
 mod once;
 mod outage;

@@ -87,6 +87,13 @@ impl World {
         Self { namespace: namespace.to_owned(), etcd, client, recorder, kubeconfig, _shared: None }
     }
 
+    /// The program `concordat`, logged in to do everything. Add arguments and run it.
+    pub(crate) fn concordat(&self) -> Command {
+        let mut command = Command::new(binary("concordat").unwrap());
+        command.env("KUBECONFIG", self.kubeconfig.path()).env_remove("CONCORDAT_ETCD_ENDPOINTS");
+        command
+    }
+
     /// Starts an operator for this namespace and this etcd, under a name of its own.
     pub(crate) async fn operator(&self, name: &str) -> Operator {
         let port = free_port().unwrap();

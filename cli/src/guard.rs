@@ -1,20 +1,20 @@
-//! What `dev` starts ends with it, however it ends: it may be killed without being able to stop anything.
+//! What this program starts of itself ends with it, however it ends: it may be killed without being able to stop anything.
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use tokio::process::Command;
 
 /// A hidden subcommand of this program, told whose end is its own.
-pub(super) fn subcommand(name: &str) -> Result<Command> {
+pub(crate) fn subcommand(name: &str) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([name, &std::process::id().to_string()]);
     Ok(command)
 }
 
 /// Has this process asked to end (SIGTERM) when `parent` has. It stays so for what it becomes by `exec`.
-pub(super) fn end_with(parent: i32) -> Result<()> {
-    set_parent_process_death_signal(Some(Signal::TERM)).context("it would outlive `concordat dev`")?;
+pub(crate) fn end_with(parent: i32) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::TERM)).context("it would outlive what started it")?;
     // It may have ended before that.
-    ensure!(getppid() == Pid::from_raw(parent), "`concordat dev` has ended");
+    ensure!(getppid() == Pid::from_raw(parent), "what started it has ended");
     Ok(())
 }
