@@ -3,7 +3,7 @@
 mod forward;
 
 use std::{
-    env, fs,
+    env,
     path::{Path, PathBuf},
 };
 
@@ -11,17 +11,16 @@ use anyhow::{Context, Result, bail, ensure};
 use concordat_store::Tls;
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{Pod, Secret},
+    core::v1::{self, Pod},
 };
 use kube::{
     Api, Client, Config, ResourceExt,
     api::ListParams,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tempfile::TempDir;
 
 pub(crate) use self::forward::Forward;
-use crate::etcd::Endpoint;
+use crate::{etcd::Endpoint, secret::Secret};
 
 /// Where it is installed, unless it is found elsewhere.
 const NAMESPACE: &str = "concordat-system";
@@ -131,7 +130,7 @@ impl Cluster {
     /// Makes etcd reachable from here, as the operator's own user.
     pub(crate) async fn forward(&self, of: &Installation) -> Result<(Endpoint, Forward)> {
         let Installation { namespace, name } = of;
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let secrets: Api<v1::Secret> = Api::namespaced(self.client.clone(), namespace);
         let secret = secrets.get(&format!("{name}-etcd-root")).await.with_context(|| {
             format!(
                 "the Secret {name}-etcd-root in namespace {namespace}: is Concordat installed there? \
@@ -150,12 +149,13 @@ impl Cluster {
                 if names.is_empty() { "none".into() } else { names.join(", ") }
             );
         };
-        let folder = TempDir::with_prefix("concordat-etcd-")?;
-        let file = |key: &str| -> Result<PathBuf> {
+        let mut files = Vec::new();
+        let mut file = |key: &str| -> Result<PathBuf> {
             let data = secret.data.as_ref().and_then(|data| data.get(key));
             let data = data.with_context(|| format!("the Secret {name}-etcd-root holds no {key}"))?;
-            let path = folder.path().join(key);
-            fs::write(&path, &data.0)?;
+            let file = Secret::new(&data.0)?;
+            let path = file.path();
+            files.push(file);
             Ok(path)
         };
         let tls = Tls {
@@ -163,7 +163,7 @@ impl Cluster {
             identity: Some((file("tls.crt")?, file("tls.key")?)),
             server_name: Some(format!("{pod}.{name}-etcd.{namespace}.svc")),
         };
-        let forward = Forward::open(pods, pod, CLIENT, folder).await?;
+        let forward = Forward::open(pods, pod, CLIENT, files).await?;
         let url = format!("https://127.0.0.1:{}", forward.port);
         Ok((Endpoint::of(vec![url], Some(tls), None)?, forward))
     }

@@ -2,7 +2,6 @@
 //! part in nothing, adopts nothing, and takes along all that it leased when it ends.
 
 use std::{
-    io::Write,
     process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
@@ -13,14 +12,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, Response, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tempfile::NamedTempFile;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStderr},
     time::{Instant, sleep, timeout},
 };
 
-use crate::{etcd::Endpoint, guard};
+use crate::{etcd::Endpoint, guard, secret::Secret};
 
 /// The app it says it is of.
 const APP: &str = "concordat-cli";
@@ -39,7 +37,7 @@ pub(crate) struct Guest {
     client: reqwest::Client,
     /// What it last warned of.
     warned: Arc<Mutex<String>>,
-    _token: NamedTempFile,
+    _token: Secret,
 }
 
 impl Guest {
@@ -47,8 +45,7 @@ impl Guest {
     pub(crate) async fn start(etcd: &Endpoint, namespace: &str) -> Result<Self> {
         let token = token()?;
         // Others on this machine can reach its port: only who can read this file may ask.
-        let mut file = NamedTempFile::with_prefix("concordat-token-")?;
-        file.write_all(token.as_bytes())?;
+        let file = Secret::new(token.as_bytes())?;
         let mut command = guard::subcommand("sidecar")?;
         for (name, _) in
             std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CONCORDAT_"))
@@ -67,7 +64,6 @@ impl Guest {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
             .spawn()
             .context("cannot start a sidecar")?;
         let stderr = child.stderr.take().context("a sidecar without stderr")?;

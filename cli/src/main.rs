@@ -13,6 +13,7 @@ mod lock;
 mod output;
 mod queue;
 mod reach;
+mod secret;
 mod table;
 mod transaction;
 mod version;

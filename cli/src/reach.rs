@@ -1,7 +1,7 @@
 //! How a command reaches etcd: as flags say, through the cluster of a kubeconfig, or where `concordat dev` has it.
 
 use anyhow::{Context, Result, bail};
-use concordat_store::{Admin, Restored};
+use concordat_store::Admin;
 
 use crate::{
     cluster::{Cluster, Flags, Forward},
@@ -116,8 +116,12 @@ impl Reached {
     pub(crate) async fn guest(&self) -> Result<Guest> {
         let standing = self.admin.timeline(&self.namespace).await?;
         if let Some(lost) = standing.lost {
-            let (endpoints, namespace) = (self.endpoint.config.endpoints.clone(), self.namespace.clone());
-            bail!("{}", Restored { why: lost.why, endpoints, namespace });
+            bail!(
+                "etcd was restored from a snapshot ({}): nothing is served until this was run, with the same flags \
+                 that say where etcd is: concordat epoch raise --namespace {}",
+                lost.why,
+                self.namespace
+            );
         }
         if standing.timeline.is_none() {
             bail!("{}", self.no_sidecar().await?);

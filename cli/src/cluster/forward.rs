@@ -3,12 +3,13 @@
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
+
+use crate::secret::Secret;
 
 /// A forwarded port. It is closed when this is dropped.
 pub(crate) struct Forward {
@@ -17,12 +18,12 @@ pub(crate) struct Forward {
     pub(crate) pod: String,
     task: JoinHandle<()>,
     /// What is needed as long as the port is.
-    _folder: TempDir,
+    _files: Vec<Secret>,
 }
 
 impl Forward {
     /// Opens it, once, to see that it can be.
-    pub(crate) async fn open(pods: Api<Pod>, pod: String, port: u16, folder: TempDir) -> Result<Self> {
+    pub(crate) async fn open(pods: Api<Pod>, pod: String, port: u16, files: Vec<Secret>) -> Result<Self> {
         pods.portforward(&pod, &[port]).await.with_context(|| {
             format!(
                 "forwarding port {port} of pod {pod}: it takes the right to create pods/portforward there"
@@ -40,7 +41,7 @@ impl Forward {
                 });
             }
         });
-        Ok(Self { port: local, pod, task, _folder: folder })
+        Ok(Self { port: local, pod, task, _files: files })
     }
 }
 
