@@ -93,6 +93,7 @@ async fn look(way: Way) -> Vec<Finding> {
             Ok(of) => {
                 findings.extend(installation::webhook(cluster, &of).await);
                 findings.extend(certificates::look(cluster, &of).await);
+                findings.extend(installation::members(cluster, &of).await);
             }
             Err(error) => findings.push(Finding::failed(
                 "installation",

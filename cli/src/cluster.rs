@@ -134,7 +134,8 @@ impl Cluster {
         let secret = secrets.get(&format!("{name}-etcd-root")).await.with_context(|| {
             format!(
                 "the Secret {name}-etcd-root in namespace {namespace}: is Concordat installed there? \
-                 --concordat-namespace names another, --etcd an etcd of your own; concordat check tells more"
+                 --concordat-namespace names another, --etcd an etcd outside the cluster, such as that of \
+                 `concordat dev`; concordat check tells more"
             )
         })?;
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);

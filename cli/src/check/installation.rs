@@ -1,11 +1,12 @@
 //! What the chart brings to a cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use concordat_crds::manifest;
 use k8s_openapi::{
     api::{
-        admissionregistration::v1::MutatingWebhookConfiguration, apps::v1::Deployment,
+        admissionregistration::v1::MutatingWebhookConfiguration,
+        apps::v1::{Deployment, StatefulSet},
         discovery::v1::EndpointSlice,
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -142,23 +143,25 @@ pub(super) async fn webhook(cluster: &Cluster, of: &Installation) -> Vec<Finding
             return vec![Finding::failed(CHECK, said(&error), advice)];
         }
     };
-    let mut findings = Vec::new();
-    for webhook in configuration["webhooks"].as_array().into_iter().flatten() {
-        let trusted = !text(webhook, "/clientConfig/caBundle").is_empty();
-        findings.push(if trusted {
-            Finding::ok(CHECK, format!("{name} has a CA bundle"))
-        } else {
-            Finding::failed(
-                CHECK,
-                format!("{name} has no CA bundle: every pod that asks for a sidecar is refused"),
-                "the operator writes it (cert-manager's cainjector with pki.provider=cert-manager): see its log",
-            )
-        });
-        let service = text(webhook, "/clientConfig/service/name");
-        let namespace = text(webhook, "/clientConfig/service/namespace");
-        if !service.is_empty() {
-            findings.push(endpoints(cluster, namespace, service).await);
-        }
+    let webhooks = || configuration["webhooks"].as_array().into_iter().flatten();
+    let trusted = |webhook: &Value| !text(webhook, "/clientConfig/caBundle").is_empty();
+    let mut findings = vec![if webhooks().all(trusted) {
+        Finding::ok(CHECK, format!("{name} has a CA bundle"))
+    } else {
+        Finding::failed(
+            CHECK,
+            format!("{name} has no CA bundle: every pod that asks for a sidecar is refused"),
+            "the operator writes it (cert-manager's cainjector with pki.provider=cert-manager): see its log",
+        )
+    }];
+    let service = |webhook| {
+        let part = |pointer| text(webhook, pointer);
+        (part("/clientConfig/service/namespace"), part("/clientConfig/service/name"))
+    };
+    let services: BTreeSet<(&str, &str)> =
+        webhooks().map(service).filter(|(_, name)| !name.is_empty()).collect();
+    for (namespace, service) in services {
+        findings.push(endpoints(cluster, namespace, service).await);
     }
     findings
 }
@@ -188,4 +191,29 @@ async fn endpoints(cluster: &Cluster, namespace: &str, service: &str) -> Finding
         );
     }
     Finding::ok(CHECK, format!("{namespace}/{service} has {ready} ready endpoints"))
+}
+
+/// Whether all members of the etcd that came with it are ready; nothing when it came with none.
+pub(super) async fn members(cluster: &Cluster, of: &Installation) -> Option<Finding> {
+    const CHECK: &str = "etcd members";
+    let (name, namespace) = (format!("{}-etcd", of.name), &of.namespace);
+    let api: Api<StatefulSet> = Api::namespaced(cluster.client.clone(), namespace);
+    let set = match api.get_opt(&name).await {
+        Ok(set) => set?,
+        Err(error) => {
+            let advice = format!("it takes the right to get StatefulSets in namespace {namespace}");
+            return Some(Finding::failed(CHECK, said(&error), advice));
+        }
+    };
+    let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let ready = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
+    let found = format!("StatefulSet {namespace}/{name}: {ready} of {wanted} ready");
+    let advice = format!("kubectl --namespace {namespace} describe statefulset {name}, and its pods' logs");
+    Some(if ready == wanted {
+        Finding::ok(CHECK, found)
+    } else if ready > wanted / 2 {
+        Finding::warning(CHECK, found, advice)
+    } else {
+        Finding::failed(CHECK, format!("{found}: no majority"), advice)
+    })
 }

@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Result, ensure};
 use concordat_tests::process::binary;
 
-use crate::world::{Answer, Dev, LOCK, Manifests, get};
+use crate::world::{Answer, Dev, LOCK, Manifests, concordat, get};
 
 /// What `concordat epoch` prints, and whether it succeeded.
 fn epoch(etcd: &str, arguments: &[&str]) -> Result<(bool, String)> {
@@ -59,6 +59,10 @@ async fn data_that_were_put_back_are_refused_until_the_command_has_raised_the_ep
     );
     let (shown, text) = epoch(&etcd, &["show", "--namespace", "default"])?;
     ensure!(shown && text.contains("restored (etcd had revision "), "{text}");
+    for arguments in [&["describe", "lock", "orders", "2"][..], &["check"]] {
+        let told = concordat(&etcd, arguments).expect_err("nothing is served").to_string();
+        ensure!(told.contains("concordat epoch raise --namespace default"), "{arguments:?}: {told}");
+    }
     let (raised, text) = epoch(&etcd, &["raise", "--namespace", "default"])?;
     ensure!(raised && text.starts_with("default: epoch 1 has begun at revision "), "{text}");
     dev.says("ready     ").await?;

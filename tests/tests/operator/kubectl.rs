@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         admissionregistration::v1::MutatingWebhookConfiguration,
-        apps::v1::Deployment,
+        apps::v1::{Deployment, StatefulSet},
         core::v1::{Namespace, Secret},
         discovery::v1::EndpointSlice,
     },
@@ -156,6 +156,21 @@ async fn deployment(api: &Api<Deployment>, image: &str, ready: i32) {
     api.patch_status("concordat-operator", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
 }
 
+/// The etcd of an installation: this many of its three members are ready.
+async fn members(api: &Api<StatefulSet>, ready: i32) {
+    let labels = json!({ "app.kubernetes.io/name": "concordat", "app.kubernetes.io/component": "etcd" });
+    let spec = json!({
+        "replicas": 3, "serviceName": "concordat-etcd", "selector": { "matchLabels": labels },
+        "template": {
+            "metadata": { "labels": labels },
+            "spec": { "containers": [{ "name": "etcd", "image": "etcd" }] },
+        },
+    });
+    put(api, "concordat-etcd", json!({ "spec": spec })).await;
+    let status = json!({ "status": { "replicas": 3, "readyReplicas": ready } });
+    api.patch_status("concordat-etcd", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_an_installation_lacks_is_told_with_what_to_do() {
     const NAMESPACE: &str = "coordination";
@@ -189,6 +204,8 @@ async fn what_an_installation_lacks_is_told_with_what_to_do() {
         }] })
     };
     put(&webhooks, "concordat-injector", webhook("")).await;
+    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), NAMESPACE);
+    members(&sets, 1).await;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
     let day = |day: i64| Timestamp::now() + jiff::SignedDuration::from_hours(24 * day);
     let life = |from: i64, to: i64| Life { not_before: day(from), not_after: day(to) };
@@ -212,6 +229,7 @@ async fn what_an_installation_lacks_is_told_with_what_to_do() {
     found.has("warning", "certificate coordination/concordat-etcd-tls", "less than 1/4 of its life");
     found.has("failed", "certificate coordination/concordat-etcd-root", "it ended at");
     found.has("failed", "certificate coordination/concordat-etcd-client", "is no certificate");
+    found.has("failed", "etcd members", "1 of 3 ready: no majority");
     found.has("failed", "etcd", "no pod of etcd is ready in namespace coordination (there: none)");
     assert!(!format!("{:?}", found.0).contains("another-s"), "of others nothing is said");
 
@@ -219,6 +237,7 @@ async fn what_an_installation_lacks_is_told_with_what_to_do() {
     let authority = certificate(life(-1, 1))["stringData"]["tls.crt"].as_str().unwrap().to_owned();
     let bundle = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, authority);
     put(&webhooks, "concordat-injector", webhook(&bundle)).await;
+    members(&sets, 2).await;
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), NAMESPACE);
     let slice = json!({
         "metadata": { "labels": { "kubernetes.io/service-name": "concordat-webhook" } },
@@ -229,7 +248,11 @@ async fn what_an_installation_lacks_is_told_with_what_to_do() {
     put(&slices, "concordat-webhook-x", slice).await;
     let found = Found::of(kubeconfig);
     found.has("warning", "operator", "version 9.9.9, this program 0.");
+    found.has("ok", "webhook", "has a CA bundle");
     found.has("ok", "webhook Service", "has 1 ready endpoints");
+    found.has("warning", "etcd members", "2 of 3 ready");
+    members(&sets, 3).await;
+    Found::of(kubeconfig).has("ok", "etcd members", "3 of 3 ready");
     deployment(&operators, &format!("ghcr.io/concordat-dev/operator:{}", env!("CARGO_PKG_VERSION")), 2).await;
     Found::of(kubeconfig).has("ok", "operator", "2 of 2 ready");
     let queues = definitions.delete("queues.concordat.dev", &DeleteParams::default()).await.unwrap();
@@ -244,6 +267,19 @@ async fn what_an_installation_lacks_is_told_with_what_to_do() {
     found.has("ok", "cluster", "Kubernetes v1.");
     for check in ["CRD Lock", "operator", "webhook", "certificates", "etcd"] {
         found.has("failed", check, "forbidden");
+    }
+
+    // A way that leads nowhere is named.
+    let file = kubeconfig.to_str().unwrap();
+    for (flags, said) in [
+        (["--kubeconfig", "/nowhere"], "--kubeconfig /nowhere"),
+        (["--context", "another"], "--context names one of its contexts"),
+        (["--concordat-namespace", "another"], "the Secret concordat-etcd-root in namespace another"),
+    ] {
+        let mut command = Command::new(binary("concordat").unwrap());
+        command.env("KUBECONFIG", file).env_remove("CONCORDAT_ETCD_ENDPOINTS");
+        let (done, told) = run(command, &[&["get", "locks"][..], &flags].concat());
+        assert!(!done && told.contains(said), "{flags:?}: {told}");
     }
 
     cluster.stop_api_server();
