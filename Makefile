@@ -32,11 +32,11 @@ demo: tools ## Builds everything, opens the bank of examples/ and checks every s
 .PHONY: check
 check: tools ## Formatting and lints, warnings denied
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --features concordat-tests/peers,concordat-tests/soak -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features concordat-tests/node,concordat-tests/peers,concordat-tests/soak -- -D warnings
 
 .PHONY: test
-test: check kubernetes dapr ## Everything: lints, unit, property, model, differential, process and API-server tests
-	cargo test --locked --workspace --no-fail-fast
+test: check kubernetes node images dapr ## Everything, as root: lints, unit, property, model, differential, process, API-server and node tests
+	cargo test --locked --workspace --no-fail-fast --features concordat-tests/node
 
 .PHONY: kubernetes
 kubernetes: ## Builds the kube-apiserver and the helm that tests run (once, from Go modules)

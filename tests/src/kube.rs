@@ -255,7 +255,7 @@ pub fn helm() -> Result<Command> {
 
 /// Where a program of Kubernetes is: where `variable` says, else in Kubebuilder's folder, in the one where
 /// `tests/kubernetes/build` puts it, or on the PATH.
-fn program(name: &str, variable: &str) -> Result<PathBuf> {
+pub(crate) fn program(name: &str, variable: &str) -> Result<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(program) = set(variable) {
         ensure!(program.is_file(), "{variable} names {}, which is not there", program.display());

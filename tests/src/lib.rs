@@ -6,5 +6,6 @@ pub mod disk;
 pub mod etcd;
 pub mod history;
 pub mod kube;
+pub mod node;
 pub mod process;
 pub mod proxy;
