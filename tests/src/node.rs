@@ -168,7 +168,7 @@ impl Node {
         let mut seen = kubectl(&["get", "pods,persistentvolumeclaims", "--output=wide"]);
         seen += &kubectl(&["get", "events", "--sort-by=.metadata.creationTimestamp"]);
         for pod in kubectl(&["get", "pods", "--output=name"]).lines() {
-            seen += &format!("--- the log of {pod} ends:\n");
+            seen.extend(["--- the log of ", pod, " ends:\n"]);
             seen += &kubectl(&["logs", pod, "--all-containers", "--ignore-errors", "--prefix", TAIL]);
         }
         seen
