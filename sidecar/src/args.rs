@@ -11,7 +11,10 @@ use concordat_protocol::App;
 use concordat_store::Tls;
 use tracing_subscriber::EnvFilter;
 
-use crate::api::{duration::GoDuration, guard::Token};
+use crate::{
+    api::{duration::GoDuration, guard::Token},
+    token,
+};
 
 const ENV_PREFIX: &str = "CONCORDAT_";
 
@@ -52,6 +55,10 @@ struct Args {
     /// File whose contents every request must show as Concordat-Token
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// File to which such a token is written at the start, unless an earlier start of the same pod wrote one; in a folder
+    /// that nobody but the app's containers shares
+    #[arg(long, value_name = "FILE", conflicts_with = "token_file")]
+    new_token_file: Option<PathBuf>,
 
     /// Whether apps written for Dapr's lock API are served, on Dapr's own ports
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
@@ -85,6 +92,10 @@ struct Args {
     /// File with the password of etcd's user
     #[arg(long, value_name = "FILE")]
     etcd_password_file: Option<PathBuf>,
+    /// Whether it ends unless etcd keeps its user from everything outside its namespace, which it tries at the start
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    isolated: bool,
 
     /// How long etcd keeps the session without hearing from the sidecar, 3s to 10m
     #[arg(long, value_name = "DURATION", default_value = "10s")]
@@ -145,6 +156,8 @@ pub struct Settings {
     pub etcd_tls: Option<Tls>,
     /// etcd's user and password.
     pub etcd_user: Option<(String, String)>,
+    /// Whether it is proven that etcd keeps it in its namespace.
+    pub isolated: bool,
     /// Time to live of the session.
     pub session_ttl: Duration,
     /// Time to drain after SIGTERM.
@@ -213,13 +226,28 @@ fn check(args: Args, host_name: Option<String>) -> Result<Settings, Refused> {
     let Some(pod) = args.pod.clone().or(host_name).filter(|pod| !pod.is_empty()) else {
         return refuse("pod", "must be given where HOSTNAME is not set");
     };
-    let token = match &args.token_file {
-        Some(file) => Some(Token::new(&secret("token-file", file)?)),
-        None => None,
+    let (etcd_tls, etcd_user) = (tls(&args)?, user(&args)?);
+    if args.isolated && etcd_user.is_none() && etcd_tls.as_ref().is_none_or(|tls| tls.identity.is_none()) {
+        return refuse(
+            "isolated",
+            "etcd must know who it is: give --etcd-cert-file and --etcd-key-file, or --etcd-user",
+        );
+    }
+    // Last of all: nothing is written where anything is wrong.
+    let token = match (&args.token_file, &args.new_token_file) {
+        (Some(file), _) => Some(secret("token-file", file)?),
+        (None, Some(file)) => match token::keep_or_make(file) {
+            Ok(token) => Some(token),
+            Err(error) => {
+                return refuse("new-token-file", format!("cannot write {}: {error}", file.display()));
+            }
+        },
+        (None, None) => None,
     };
     Ok(Settings {
-        etcd_tls: tls(&args)?,
-        etcd_user: user(&args)?,
+        etcd_tls,
+        etcd_user,
+        isolated: args.isolated,
         namespace: args.namespace.0,
         app: args.app.0.into(),
         app_port: args.app_port,
@@ -227,7 +255,7 @@ fn check(args: Args, host_name: Option<String>) -> Result<Settings, Refused> {
         guest: args.guest,
         api_port: args.api_port,
         admin: (args.admin_address, args.admin_port),
-        token,
+        token: token.as_deref().map(Token::new),
         dapr: args.dapr.then_some(DaprPorts { http: args.dapr_http_port, grpc: args.dapr_grpc_port }),
         etcd_endpoints: args.etcd_endpoints.0,
         session_ttl: args.session_ttl.into(),

@@ -14,3 +14,4 @@ pub mod problem;
 pub mod run;
 pub mod serve;
 pub mod shutdown;
+mod token;

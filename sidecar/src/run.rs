@@ -290,6 +290,7 @@ fn store_config(settings: &Settings, metrics: Arc<Metrics>) -> Config {
     Config {
         tls: settings.etcd_tls.clone(),
         user: settings.etcd_user.clone(),
+        isolated: settings.isolated,
         session_ttl: settings.session_ttl.as_millis() as Millis,
         observer: Arc::new(Observed(metrics)),
         ..Config::new(settings.etcd_endpoints.clone(), settings.namespace.clone(), session)

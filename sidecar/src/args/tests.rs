@@ -78,6 +78,12 @@ fn what_cannot_be_used_is_refused_with_what_to_change() {
         (&["--etcd-user", "root", "--etcd-password-file", "/dev/null"], "is empty"),
         (&["--token-file", "/dev/null"], "CONCORDAT_TOKEN_FILE"),
         (&["--token-file", "/no/such/file"], "cannot read"),
+        (&["--new-token-file", "/no/such/folder/token"], "CONCORDAT_NEW_TOKEN_FILE"),
+        (&["--new-token-file", "/dev"], "cannot write /dev"),
+        (&["--token-file=/dev/null", "--new-token-file=/dev/null"], "cannot be used with"),
+        (&["--isolated"], "etcd must know who it is"),
+        (&["--isolated", "--etcd-endpoints=https://a"], "etcd must know who it is"),
+        (&["--isolated=maybe"], "--isolated"),
         (&["--session-ttl", "1s"], "between 3s and 10m"),
         (&["--session-ttl", "11m"], "between 3s and 10m"),
         (&["--session-ttl", "10"], "not a duration"),
@@ -117,6 +123,36 @@ fn secrets_are_read_without_the_end_of_their_line() {
     assert!(refusal(&flags, &[]).contains("--etcd-cert-file"));
     let flags = [&flags[..], &["--etcd-key-file", ca]].concat();
     assert!(with(&flags, &[]).unwrap().etcd_tls.unwrap().identity.is_some());
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_token_that_is_made_is_kept_and_anything_else_replaced() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = std::env::temp_dir().join(format!("concordat-token-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("token");
+    let made = || {
+        let settings = with(&["--new-token-file", file.to_str().unwrap()], &[]).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert_eq!((text.len(), fs::metadata(&file).unwrap().permissions().mode() & 0o777), (64, 0o444));
+        assert!(settings.token.unwrap().admits(text.as_bytes()));
+        text
+    };
+    let first = made();
+    assert_eq!(made(), first, "the app has read it");
+    // What a crash left half-way, and what is no token of ours.
+    fs::write(folder.join("token.new"), "abc").unwrap();
+    for odd in ["", "abc", &first.to_uppercase(), &format!("{first}\n")] {
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, odd).unwrap();
+        assert_ne!(made(), first);
+    }
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left there");
+    // Nothing is written where anything else is wrong.
+    fs::remove_file(&file).unwrap();
+    refusal(&["--new-token-file", file.to_str().unwrap(), "--isolated"], &[]);
+    assert!(!file.exists());
     fs::remove_dir_all(folder).unwrap();
 }
 

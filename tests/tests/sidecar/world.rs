@@ -7,9 +7,9 @@ use concordat_protocol::{
     Definition, Key, Kind, Lease, Millis, Plan, Range, Settings, definition::Backoff, lock, queue,
     transaction,
 };
-use concordat_store::{Admin, AdminConfig};
+use concordat_store::{Admin, AdminConfig, Tls, access};
 use concordat_tests::{
-    etcd::Etcd,
+    etcd::{self, Etcd},
     process::{Process, binary, free_port},
 };
 use http_body_util::{BodyExt, Full};
@@ -56,6 +56,24 @@ impl World {
     pub(crate) async fn new() -> Result<Self> {
         let etcd = Etcd::start().await?;
         let config = AdminConfig { endpoints: etcd.endpoints(), ..AdminConfig::default() };
+        Self::on(etcd, config).await
+    }
+
+    /// The same on an etcd that knows its users by their certificates.
+    pub(crate) async fn guarded() -> Result<Self> {
+        let etcd = Etcd::with(etcd::Settings { tls: true, ..etcd::Settings::default() }).await?;
+        let folder = tempfile::tempdir()?;
+        etcd.issue(access::ROOT, folder.path())?;
+        let file = |name: &str| folder.path().join(name);
+        let identity = Some((file("tls.crt"), file("tls.key")));
+        let tls = Some(Tls { ca: Some(file("ca.crt")), identity, server_name: None });
+        let config = AdminConfig { endpoints: etcd.endpoints(), tls, ..AdminConfig::default() };
+        let world = Self::on(etcd, config).await?;
+        world.admin.require_users().await?;
+        Ok(world)
+    }
+
+    async fn on(etcd: Etcd, config: AdminConfig) -> Result<Self> {
         let world = Self { admin: Admin::connect(config).await?, etcd };
         for (name, sharing) in [("orders", lock::Sharing::Mutex), ("later", lock::Sharing::Semaphore)] {
             world.define(Kind::Lock, name, Settings::Lock(a_lock(sharing))).await?;
@@ -68,6 +86,9 @@ impl World {
         for (name, protocol) in protocols {
             world.define(Kind::Transaction, name, Settings::Transaction(a_transaction(protocol))).await?;
         }
+        let mut own = a_transaction(transaction::Protocol::TwoPhaseCommit);
+        own.participants.iter_mut().for_each(|participant| participant.app = NAMESPACE.into());
+        world.define(Kind::Transaction, "own", Settings::Transaction(own)).await?;
         Ok(world)
     }
 
