@@ -364,6 +364,45 @@ fn what_nobody_renews_is_lost_and_its_shadow_stays() {
     assert!(run.deletes.unwrap().writes.contains(&Write::Delete(Range::One(shadow_key("s", 1)))));
 }
 
+/// What is known of a lease here may fall behind what etcd thinks of it.
+#[test]
+fn what_is_no_longer_believed_is_deleted_lest_its_lease_lives_on() {
+    for lost in [Input::Tick { believed: 0 }, Input::Lost("s".into())] {
+        let mut run = Run::new();
+        run.acquire(Request { lock_delay: DELAY, ..request(1, 0) }, 0);
+        run.lands_behind(&[], 0);
+        run.believed = 5;
+        assert!(run.tell(lost, 5).contains(&Effect::Lost(Token(1))));
+        assert_eq!(run.deletes.unwrap().writes, [Write::Delete(Range::One(key("s", 1)))]);
+    }
+}
+
+/// Of a session with several leases one can be lost.
+#[test]
+fn a_plan_under_a_lease_that_was_lost_ends_nothing_under_the_others() {
+    let ended = || Input::Landed { outcome: Err(Failure::SessionEnded), believed: 0 };
+    let mut run = Run::new();
+    run.held(1);
+    run.acquire(Request { ttl: 3_000, ..request(2, 60_000) }, 0);
+    run.puts = None;
+    let told = run.tell(ended(), 0);
+    assert_eq!(told, [Effect::Reply(Caller(2), Err(Rejected::Lost))]);
+    run.release(1, 0);
+    assert!(run.deletes.is_some(), "it was held still");
+
+    // Nor is it forgotten what may have landed.
+    let mut run = Run::new();
+    run.acquire(request(1, 60_000), 0);
+    run.put();
+    run.tell(Input::Landed { outcome: Err(Failure::Unknown), believed: 0 }, 0);
+    run.acquire(Request { ttl: 3_000, ..request(2, 60_000) }, 0);
+    run.puts = None;
+    run.tell(ended(), 0);
+    run.tell(all(20, &[Entry { key: key("s", 1), ..rival(1, 11, Share::EXCLUSIVE) }]), 0);
+    let deletes = run.deletes.unwrap().writes;
+    assert!(deletes.contains(&Write::Delete(Range::One(key("s", 1)))), "{deletes:?}");
+}
+
 /// Pitfall 13, of the others' holders.
 #[test]
 fn a_lock_delay_follows_a_loss_and_no_release() {

@@ -168,6 +168,17 @@ fn a_grant_lasts_as_long_as_it_is_renewed_and_believed_and_no_longer_than_may_be
     assert_eq!(machine.step(renew(20_000), at(8_001)), Err(Rejected::Lost), "for good");
 }
 
+/// What is known of a lease here may fall behind what etcd thinks of it.
+#[test]
+fn what_is_no_longer_believed_is_deleted_lest_its_lease_lives_on() {
+    let mut machine = machine();
+    machine.step(Input::Acquire(Request { renew: true, ..request(1, 0) }), at(0)).unwrap();
+    machine.step(held(5), at(0)).unwrap();
+    let ended = machine.step(Input::Tick { believed: BELIEVED }, at(BELIEVED)).unwrap();
+    assert!(ended.contains(&Effect::Lost(Token(1))));
+    assert_eq!(commits(&ended).len(), 1, "its key");
+}
+
 #[test]
 fn a_release_is_tried_until_it_is_known_and_may_be_repeated() {
     let mut machine = machine();

@@ -183,7 +183,7 @@ impl Fair {
             Input::Seen(seen) => self.see(seen, now, &mut effects),
             Input::Wanted { .. } | Input::LetGo => {}
             Input::Defined(created) => self.defined(created, i64::MAX, &mut effects),
-            Input::Lost(session) => self.lost(&session, &mut effects),
+            Input::Lost(session) => self.lost(&session, now, &mut effects),
             Input::Tick { .. } => self.tick(now, &mut effects),
             Input::Drain => self.drain(&mut effects),
         }

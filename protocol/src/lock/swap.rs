@@ -453,11 +453,9 @@ impl Swap {
     fn tick(&mut self, believed: Millis, now: Now, effects: &mut Vec<Effect>) {
         if let Phase::Held(grant) = &mut self.phase {
             grant.believed = grant.believed.max(believed);
-            if now.monotonic >= grant.until {
+            // No longer believed, its key goes with its lease; unless that lives on.
+            if now.monotonic >= grant.until.min(grant.believed) {
                 self.take_away(effects);
-            } else if now.monotonic >= grant.believed {
-                // Its key goes with its lease: there may be no etcd to delete it from.
-                self.gone(effects);
             }
         }
         if matches!(&self.phase, Phase::Staying(stay) if now.monotonic >= stay.until.min(self.hears)) {

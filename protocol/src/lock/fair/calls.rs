@@ -98,13 +98,13 @@ impl Fair {
     }
 
     /// A session is no longer believed: nobody is granted or holds under it any more.
-    pub(super) fn lost(&mut self, session: &SessionId, effects: &mut Vec<Effect>) {
+    pub(super) fn lost(&mut self, session: &SessionId, now: Now, effects: &mut Vec<Effect>) {
         self.doubt.retain(|(of, _)| of != session);
         self.reject(&Rejected::Lost, effects, |request| request.session == *session);
         let held: Vec<u64> = self.tokens.values().copied().collect();
         for number in held {
             if self.mine.get(&number).is_some_and(|mine| mine.request.session == *session) {
-                self.lose(number, effects);
+                self.take_away(number, now, effects);
             }
         }
     }
@@ -128,18 +128,13 @@ impl Fair {
                     mine.timer = until;
                     self.timers.insert((until, number));
                 }
-                Stage::Held { .. } => {
-                    if let Some(mine) = self.lose(number, effects) {
-                        self.leave(&mine, Leaving { lost: true, ..Leaving::default() });
-                        self.line.lose(&mine.who(), now.monotonic);
-                    }
-                }
+                Stage::Held { .. } => self.take_away(number, now, effects),
                 _ => self.over(number, now, effects),
             }
         }
     }
 
-    /// Whoever stands under a lease that is no longer believed has lost: its key goes with the lease.
+    /// Whoever stands under a lease that is no longer believed has lost. Its key goes with the lease, if not before.
     pub(super) fn disbelieve(&mut self, now: Now, effects: &mut Vec<Effect>) {
         if self.beliefs.values().all(|until| *until > now.monotonic) {
             return;
@@ -151,7 +146,7 @@ impl Fair {
             if self.queued.contains(&number) {
                 self.turn_away(number, Rejected::Lost, effects);
             } else {
-                self.lose(number, effects);
+                self.take_away(number, now, effects);
             }
         }
     }
@@ -193,8 +188,16 @@ impl Fair {
         self.leave(&mine, Leaving::default());
     }
 
+    /// The grant of a caller is over against its will, and nobody deletes its key unless this sidecar does: its lease
+    /// may live on. Its shadow stays.
+    fn take_away(&mut self, number: u64, now: Now, effects: &mut Vec<Effect>) {
+        let Some(mine) = self.lose(number, effects) else { return };
+        self.leave(&mine, Leaving { lost: true, ..Leaving::default() });
+        self.line.lose(&mine.who(), now.monotonic);
+    }
+
     /// The grant of a caller is over against its will. Its key is left to whoever took it away.
-    pub(super) fn lose(&mut self, number: u64, effects: &mut Vec<Effect>) -> Option<Mine> {
+    fn lose(&mut self, number: u64, effects: &mut Vec<Effect>) -> Option<Mine> {
         let mine = self.take(number)?;
         self.remember(mine.request.token, End::Lost);
         effects.push(Effect::Lost(mine.request.token));

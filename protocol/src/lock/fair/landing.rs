@@ -41,10 +41,11 @@ impl Fair {
                     }
                 }
             }
+            // Of one of its leases that is true while the session lives: what stands under the others stands.
             Err(Failure::SessionEnded) => {
-                let session = joining.session.clone();
-                self.stand_first(joining);
-                self.lost(&session, effects);
+                for number in joining.numbers {
+                    self.turn_away(number, Rejected::Lost, effects);
+                }
             }
         }
         Ok(())

@@ -92,9 +92,10 @@ impl Swap {
                 let unknown = Err(Rejected::Unavailable { unknown: true });
                 effects.extend(waiter.map(|waiter| Effect::Reply(waiter.request.caller, unknown)));
             }
+            // Of one of its leases that is true while the session lives: what stands under the others stands.
             Err(Failure::SessionEnded) => {
-                self.stand_first(waiter);
-                self.lost(&holder.session, effects);
+                let lost = Err(Rejected::Lost);
+                effects.extend(waiter.map(|waiter| Effect::Reply(waiter.request.caller, lost)));
             }
         }
     }
