@@ -15,7 +15,9 @@ pub(crate) async fn rows() -> Result<String> {
     let spec = json!({"mode": "Lease", "ttl": "1m", "lockDelay": "1s"});
     let lock = Lock::new("lease", serde_json::from_value(spec)?);
     let lease = ("lease", Kind::Lock, Settings::Lock(lock::compile(&lock)?));
-    let world = World::start([swap, lease], &["here", "there"], "locks/swap/warm").await?;
+    let lock = Lock::new("fair", serde_json::from_value(json!({"mode": "FairQueue", "ttl": "1m"}))?);
+    let fair = ("fair", Kind::Lock, Settings::Lock(lock::compile(&lock)?));
+    let world = World::start([swap, lease, fair], &["here", "there"], "locks/swap/warm").await?;
     let [here, there] = &*world.sidecars else { unreachable!("two were started") };
     let release = |key: &str, grant: &Value| -> RequestBuilder {
         let token = grant["token"].as_str().unwrap_or_default().to_owned();
@@ -65,6 +67,7 @@ pub(crate) async fn rows() -> Result<String> {
     world.count("lock: release what was held for longer", ask(last)).await?;
     staying(&world).await?;
     leases(&world).await?;
+    lines(&world).await?;
     Ok(world.rows())
 }
 
@@ -107,5 +110,39 @@ async fn leases(world: &World) -> Result<()> {
     let what = "lock with lockDelay: acquire, lose, and acquire by who waits elsewhere";
     let grant = world.count(what, lost).await?;
     ask(release(there, &grant)).await?;
+    Ok(())
+}
+
+/// What a place in the line of mode FairQueue costs.
+async fn lines(world: &World) -> Result<()> {
+    let [here, there] = &*world.sidecars else { unreachable!("two were started") };
+    let acquire = |of: &Sidecar| world.client.post(of.url("locks/fair/a?wait=1m"));
+    let release = |of: &Sidecar, grant: &Value| -> RequestBuilder {
+        let token = grant["token"].as_str().unwrap_or_default().to_owned();
+        world.client.delete(of.url("locks/fair/a")).header("lock-token", token)
+    };
+    let waits = async |of: &Sidecar| {
+        let waiter = tokio::spawn(acquire(of).send());
+        world.waiters(1).await?;
+        anyhow::Ok(waiter)
+    };
+    let granted = async |waiter: tokio::task::JoinHandle<reqwest::Result<reqwest::Response>>| {
+        anyhow::Ok(waiter.await??.error_for_status()?.json::<Value>().await?)
+    };
+    let grant = world.count("fair lock: acquire, free", ask(acquire(here))).await?;
+    let waiter = world.count("fair lock: wait behind its own", waits(here)).await?;
+    let hand_on = async {
+        ask(release(here, &grant)).await?;
+        granted(waiter).await
+    };
+    let grant = world.count("fair lock: release, and acquire by who waits here", hand_on).await?;
+    world.waiters(0).await?;
+    let waiter = world.count("fair lock: wait for what is held elsewhere", waits(there)).await?;
+    let hand_over = async {
+        ask(release(here, &grant)).await?;
+        granted(waiter).await
+    };
+    let grant = world.count("fair lock: release, and acquire by who waits elsewhere", hand_over).await?;
+    world.count("fair lock: release", ask(release(there, &grant))).await?;
     Ok(())
 }
