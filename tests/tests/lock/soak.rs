@@ -34,7 +34,10 @@ use reqwest::Client;
 use serde_json::json;
 use tokio::{sync::watch, task::JoinSet};
 
-use self::{caller::Caller, fault::Fault};
+use self::{
+    caller::Caller,
+    fault::{Fault, Struck},
+};
 use crate::world::{Options, Sidecar, World, settings};
 
 const PODS: [&str; 3] = ["a", "b", "c"];
@@ -204,10 +207,11 @@ impl Soak {
 
     /// One after the other they strike, and the last is over first.
     async fn strike(&mut self, faults: &[Fault]) -> Result<()> {
-        let mut under = Vec::new();
+        let mut under: Vec<Struck> = Vec::new();
         for fault in faults {
             *self.struck.entry(*fault).or_default() += 1;
-            under.push(fault.strike(self).await.with_context(|| format!("{fault:?} strikes"))?);
+            let beside = under.last().map(|struck| struck.pod);
+            under.push(fault.strike(self, beside).await.with_context(|| format!("{fault:?} strikes"))?);
         }
         while let Some(struck) = under.pop() {
             let fault = struck.fault;

@@ -54,8 +54,8 @@ pub(super) enum Fault {
 /// A fault under way.
 pub(super) struct Struck {
     pub(super) fault: Fault,
-    /// The sidecar it is about.
-    pod: usize,
+    /// The sidecar it is about, if it is about one, or without space the one that holds.
+    pub(super) pod: usize,
     session: SessionId,
     /// The member that led.
     leader: usize,
@@ -93,8 +93,12 @@ impl Fault {
         )
     }
 
-    pub(super) async fn strike(self, soak: &mut Soak) -> Result<Struck> {
-        let pod = soak.random.random_range(0..PODS.len());
+    /// Another fault may be under way, which is about the sidecar `beside`.
+    pub(super) async fn strike(self, soak: &mut Soak, beside: Option<usize>) -> Result<Struck> {
+        let pod = match beside {
+            Some(other) => (other + 1) % PODS.len(),
+            None => soak.random.random_range(0..PODS.len()),
+        };
         let leader = soak.world.etcd.leader().await?;
         let mut struck = Struck {
             fault: self,
@@ -125,7 +129,7 @@ impl Fault {
             Self::LeaderMoved => {}
             Self::SlowDisk => struck.disk = Some(SlowDisk::of(etcd.process_id(leader)?, SLOW).await?),
             Self::NoSpace => {
-                struck.held = hold(soak, (pod + 1) % PODS.len()).await?;
+                struck.held = hold(soak, pod).await?;
                 fill(soak).await?;
             }
         }
@@ -216,7 +220,7 @@ impl Struck {
 
     /// Without space what is held is let go, and until then nothing was taken from it.
     async fn nothing_new_is_taken(&self, soak: &Soak) -> Result<()> {
-        let (scene, pod) = (&soak.scene, (self.pod + 1) % PODS.len());
+        let (scene, pod) = (&soak.scene, self.pod);
         for held in &self.held {
             ensure!(held.release(scene, pod).await?, "{} was lost without space", held.path);
         }
