@@ -26,6 +26,8 @@ pub struct Health {
     pub etcd: AtomicBool,
     /// The Kubernetes API answered when last asked about who leads.
     pub kubernetes: AtomicBool,
+    /// It serves a webhook, and has no certificate for it that is good now.
+    pub uncertified: AtomicBool,
     /// It is about to end.
     pub ending: AtomicBool,
 }
@@ -35,6 +37,8 @@ impl Health {
     fn missing(&self) -> Option<&'static str> {
         if self.ending.load(Ordering::Relaxed) {
             Some("ending")
+        } else if self.uncertified.load(Ordering::Relaxed) {
+            Some("the webhook has no certificate")
         } else if !self.etcd.load(Ordering::Relaxed) {
             Some("etcd does not answer")
         } else if !self.kubernetes.load(Ordering::Relaxed) {
@@ -86,6 +90,9 @@ mod tests {
         assert_eq!(health.missing(), Some("the Kubernetes API does not answer"));
         health.kubernetes.store(true, Ordering::Relaxed);
         assert_eq!(health.missing(), None);
+        health.uncertified.store(true, Ordering::Relaxed);
+        assert_eq!(health.missing(), Some("the webhook has no certificate"));
+        health.uncertified.store(false, Ordering::Relaxed);
         health.ending.store(true, Ordering::Relaxed);
         assert_eq!(health.missing(), Some("ending"));
     }

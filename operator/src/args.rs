@@ -1,6 +1,9 @@
 //! Configuration: flags, and for each the variable `CONCORDAT_*` of the same name. All of it is checked, and refused
 //! with what to change, before anything is started.
 
+mod injection;
+mod pki;
+
 use std::{
     fs,
     net::SocketAddr,
@@ -65,6 +68,11 @@ pub struct Args {
     #[arg(long, env = "CONCORDAT_ETCD_PASSWORD_FILE", value_name = "FILE", value_parser = readable, requires = "etcd_user")]
     pub etcd_password_file: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(crate) pki: pki::Certificates,
+    #[command(flatten)]
+    pub(crate) injection: injection::Injection,
+
     /// How logs are written
     #[arg(long, env = "CONCORDAT_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -90,6 +98,13 @@ impl Args {
             return Err(refused("--etcd-endpoints: either all are https:// or none is"));
         }
         let identity = self.etcd_cert_file.clone().zip(self.etcd_key_file.clone());
+        if secure != 0
+            && let Some(folder) = self.own_identity()
+        {
+            let [ca, certificate, key] = ["ca.crt", "tls.crt", "tls.key"].map(|name| folder.join(name));
+            let identity = Some((certificate, key));
+            return Ok(Some(Tls { ca: Some(ca), identity, server_name: self.etcd_server_name.clone() }));
+        }
         if secure == 0 {
             return if self.etcd_ca_file.is_some() || identity.is_some() {
                 Err(refused("certificates are of no use with http://: write https:// in --etcd-endpoints"))
@@ -203,6 +218,15 @@ mod tests {
             (&["--etcd-user=a"], "--etcd-password-file <FILE>"),
             (&["--admin-listen=4701"], "invalid socket address"),
             (&["--log=a=b=c"], "invalid"),
+            (&["--webhook-listen=8443"], "invalid socket address"),
+            (&["--webhook-name=a", "--webhook-cert-dir=/a"], "cannot be used with"),
+            (&["--etcd-service=a"], "--ca-secret <NAME>"),
+            (&["--ca-given"], "--ca-secret <NAME>"),
+            (&["--etcd-replicas=0"], "1..=9"),
+            (&["--sidecar-pull-policy=always"], "IfNotPresent"),
+            (&["--sidecar-resources={"], "EOF"),
+            (&["--sidecar-log=a=b=c"], "invalid"),
+            (&["--sidecar-etcd-endpoints=a:1"], "write it as in http://etcd-0:2379"),
             (&["--surprise"], "unexpected argument"),
         ] {
             let refusal = parse(args).unwrap_err().to_string();
@@ -218,5 +242,32 @@ mod tests {
         let tls =
             parse(&[&file, "--etcd-endpoints=https://a,https://b"]).unwrap().etcd_tls().unwrap().unwrap();
         assert!(tls.ca.is_some() && tls.identity.is_none());
+    }
+
+    #[test]
+    fn what_somebody_else_makes_is_left_to_them() {
+        let file = concat!("--etcd-cert-file=", env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let key = concat!("--etcd-key-file=", env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let all = [
+            "--ca-secret=ca",
+            "--etcd-service=etcd",
+            "--etcd-endpoints=https://a",
+            "--webhook-listen=[::]:1",
+        ];
+        for (more, given, etcd) in [
+            (&[][..], false, true),
+            (&["--ca-given"], true, false),
+            (&["--webhook-cert-dir=/a"], true, false),
+            (&[file, key], false, false),
+        ] {
+            let args = parse(&[&all, more].concat()).unwrap();
+            let kept = args.kept("ns").unwrap();
+            assert_eq!(kept.authority.as_ref().map(|source| source.given), Some(given), "{more:?}");
+            assert_eq!((kept.etcd.is_some(), kept.webhook.is_some()), (etcd, true), "{more:?}");
+            let identity = args.etcd_tls().unwrap().unwrap().identity.map(|(certificate, _)| certificate);
+            assert_eq!(identity == Some("/run/concordat/tls.crt".into()), etcd, "{more:?}");
+        }
+        let refusal = parse(&["--webhook-listen=[::]:1"]).unwrap().kept("ns").unwrap_err().to_string();
+        assert!(refusal.contains("set --ca-secret or --webhook-cert-dir"), "{refusal}");
     }
 }

@@ -27,6 +27,7 @@ mod shallow;
 mod sweep;
 pub mod transaction;
 pub mod wake;
+pub mod webhook;
 
 pub use conditions::Standing;
 pub use invalid::Invalid;

@@ -9,6 +9,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::pki::Life;
+
 /// Upper bounds of the time that one pass over an object takes, seconds.
 const BUCKETS: [f64; 8] = [0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0];
 
@@ -24,8 +26,13 @@ struct OfKind {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Write {
+struct Outcome {
     result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    certificate: &'static str,
 }
 
 fn histogram() -> Histogram {
@@ -39,7 +46,11 @@ pub struct Metrics {
     passes: Family<Pass, Counter>,
     seconds: Family<OfKind, Histogram>,
     statuses: Family<OfKind, Counter>,
-    writes: Family<Write, Counter>,
+    writes: Family<Outcome, Counter>,
+    admissions: Family<Outcome, Counter>,
+    admission_seconds: Histogram,
+    not_before: Family<Of, Gauge>,
+    not_after: Family<Of, Gauge>,
 }
 
 impl Default for Metrics {
@@ -50,12 +61,33 @@ impl Default for Metrics {
         let seconds = Family::new_with_constructor(histogram as fn() -> Histogram);
         let statuses = Family::default();
         let writes = Family::default();
+        let admissions = Family::default();
+        let admission_seconds = histogram();
+        let not_before = Family::default();
+        let not_after = Family::default();
         registry.register("leading", "1 while this operator leads", leading.clone());
         registry.register("reconciles", "Passes over objects", passes.clone());
         registry.register("reconcile_seconds", "Time that a pass takes", seconds.clone());
         registry.register("status_patches", "Statuses written to Kubernetes", statuses.clone());
         registry.register("etcd_writes", "Plans run on etcd", writes.clone());
-        Self { registry: Mutex::new(registry), leading, passes, seconds, statuses, writes }
+        registry.register("admissions", "Pods that the webhook was asked about", admissions.clone());
+        registry.register("admission_seconds", "Time that an answer takes", admission_seconds.clone());
+        let help = "When a certificate's life begins, seconds since 1970";
+        registry.register("certificate_not_before_timestamp_seconds", help, not_before.clone());
+        let help = "When a certificate's life ends, seconds since 1970";
+        registry.register("certificate_not_after_timestamp_seconds", help, not_after.clone());
+        Self {
+            registry: Mutex::new(registry),
+            leading,
+            passes,
+            seconds,
+            statuses,
+            writes,
+            admissions,
+            admission_seconds,
+            not_before,
+            not_after,
+        }
     }
 }
 
@@ -76,7 +108,17 @@ impl Metrics {
 
     pub(crate) fn wrote(&self, held: bool) {
         let result = if held { "applied" } else { "refused" };
-        self.writes.get_or_create(&Write { result }).inc();
+        self.writes.get_or_create(&Outcome { result }).inc();
+    }
+
+    pub(crate) fn admitted(&self, result: &'static str, took: Duration) {
+        self.admissions.get_or_create(&Outcome { result }).inc();
+        self.admission_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn certified(&self, certificate: &'static str, life: Life) {
+        self.not_before.get_or_create(&Of { certificate }).set(life.not_before.as_second());
+        self.not_after.get_or_create(&Of { certificate }).set(life.not_after.as_second());
     }
 
     /// All of it as OpenMetrics text.
@@ -98,6 +140,9 @@ mod tests {
         metrics.passed("lock", false, Duration::from_millis(20));
         metrics.patched("queue");
         metrics.wrote(true);
+        metrics.admitted("injected", Duration::from_millis(2));
+        let at = |second| jiff::Timestamp::from_second(second).unwrap();
+        metrics.certified("webhook", Life { not_before: at(1), not_after: at(2) });
         let text = metrics.text().unwrap();
         for line in [
             "concordat_operator_leading 1",
@@ -105,6 +150,10 @@ mod tests {
             r#"concordat_operator_reconcile_seconds_bucket{le="0.025",kind="lock"} 1"#,
             r#"concordat_operator_status_patches_total{kind="queue"} 1"#,
             r#"concordat_operator_etcd_writes_total{result="applied"} 1"#,
+            r#"concordat_operator_admissions_total{result="injected"} 1"#,
+            r#"concordat_operator_admission_seconds_bucket{le="0.005"} 1"#,
+            r#"concordat_operator_certificate_not_before_timestamp_seconds{certificate="webhook"} 1"#,
+            r#"concordat_operator_certificate_not_after_timestamp_seconds{certificate="webhook"} 2"#,
         ] {
             assert!(text.lines().any(|of| of == line), "no {line} in\n{text}");
         }

@@ -12,6 +12,8 @@
 
 mod authority;
 mod certificate;
+pub mod keeper;
+pub mod secret;
 
 pub use authority::{Authority, Issued, Request, Usage};
 pub use certificate::{Certificate, Life};
@@ -25,4 +27,21 @@ pub enum Error {
     /// It could not be read.
     #[error("{0}")]
     Read(String),
+    /// Its Secret, or what is to bear it, cannot be read or written.
+    #[error("{what}: {why}")]
+    Kubernetes {
+        /// Which.
+        what: String,
+        /// Why.
+        why: kube::Error,
+    },
+    /// Its Secret is somebody else's.
+    #[error("Secret {0} was not made by the operator: delete it, or give the operator another name")]
+    Foreign(String),
+    /// Its Secret is to be made by somebody else, and is not there.
+    #[error("Secret {0} is not there yet")]
+    Awaited(String),
+    /// It cannot be written where the operator keeps its own.
+    #[error("{0}")]
+    File(String),
 }

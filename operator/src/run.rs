@@ -17,6 +17,8 @@ use kube::{
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -31,10 +33,12 @@ use crate::{
     leader::{Candidate, Elector, Memory},
     lock::Locks,
     metrics::Metrics,
+    pki::keeper::Keeper,
     queue::Queues,
     shallow, sweep,
     transaction::Transactions,
     wake::{self, Namespaces, Senders},
+    webhook::{self, Webhook},
 };
 
 /// How long answers under way may take at the end. Passes over objects are not waited for: each may be cut anywhere.
@@ -54,6 +58,7 @@ pub struct Settings {
 impl Settings {
     /// Checks what flags alone do not show.
     pub fn check(args: Args) -> Result<Self, clap::Error> {
+        args.kept("")?;
         Ok(Self { tls: args.etcd_tls()?, user: args.etcd_user()?, args })
     }
 }
@@ -64,6 +69,9 @@ pub enum Error {
     /// No port, no signals.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// Flags that do not go together.
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
     /// No kubeconfig, and not in a cluster.
     #[error("no way to the Kubernetes API: {0}")]
     Kubeconfig(#[from] kube::config::InferConfigError),
@@ -93,6 +101,10 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let config = Config::infer().await?;
     let lease_namespace = args.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = ClientBuilder::try_from(config)?.with_layer(&MapResponseLayer::new(shallow::cut)).build();
+    let kept = args.kept(&lease_namespace)?;
+    let looks_after_pods = kept.webhook.is_some();
+    let keeper = Keeper::new(client.clone(), kept, health.clone(), metrics.clone());
+    let webhook = serve_webhook(&args, &keeper, &client, &metrics, &stop).await?;
     let candidate = Candidate {
         namespace: lease_namespace,
         name: args.lease_name.clone(),
@@ -110,17 +122,40 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         namespace: args.namespace.clone(),
         health: health.clone(),
         metrics,
+        looks_after_pods,
     };
     let etcd = AdminConfig { endpoints: args.etcd_endpoints.clone(), tls, user, ..AdminConfig::default() };
+    // etcd may be waiting for its own certificates, which are made first, and for which nobody need lead.
+    let (made, is_made) = oneshot::channel();
+    let stand = async {
+        let _ = is_made.await;
+        replica.stand(etcd, &mut elector, &stop).await
+    };
     let result = tokio::select! {
         () = end.signal() => Ok(()),
-        result = replica.stand(etcd, &mut elector, &stop) => result,
+        result = stand => result,
+        () = keeper.run(made) => Ok(()),
     };
     health.ending.store(true, Ordering::Relaxed);
     stop.cancel();
     elector.release().await;
-    let _ = timeout(GRACE, serving).await;
+    let _ = timeout(GRACE, async { tokio::join!(serving, webhook) }).await;
     result
+}
+
+/// Serves the webhook, if there is to be one, until `stop`.
+async fn serve_webhook(
+    args: &Args,
+    keeper: &Keeper,
+    client: &Client,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+) -> io::Result<JoinHandle<()>> {
+    let Some(address) = args.injection.webhook_listen else { return Ok(tokio::spawn(async {})) };
+    let listener = TcpListener::bind(address).await?;
+    tracing::info!(address = %listener.local_addr()?, "serving /inject");
+    let webhook = Webhook { client: client.clone(), settings: args.sidecars(), metrics: metrics.clone() };
+    Ok(tokio::spawn(webhook::serve(listener, keeper.certificates(), Arc::new(webhook), stop.clone())))
 }
 
 /// What a replica is, leading or not.
@@ -132,6 +167,8 @@ struct Replica {
     namespace: Option<String>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
+    /// It serves the webhook: an etcd that is away later on must not keep pods from being made.
+    looks_after_pods: bool,
 }
 
 impl Replica {
@@ -238,7 +275,7 @@ impl Replica {
         loop {
             sleep(PING).await;
             let answer = admin.read("", vec![Key::Epoch.into()]).await;
-            self.health.etcd.store(answer.is_ok(), Ordering::Relaxed);
+            self.health.etcd.store(answer.is_ok() || self.looks_after_pods, Ordering::Relaxed);
         }
     }
 

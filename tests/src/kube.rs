@@ -109,7 +109,11 @@ impl Cluster {
         let namespace: v1::Namespace = serde_json::from_value(serde_json::json!({
             "metadata": { "name": name, "annotations": { "concordat.dev/test": test } },
         }))?;
-        Api::<v1::Namespace>::all(self.client().await?).create(&PostParams::default(), &namespace).await?;
+        let client = self.client().await?;
+        Api::<v1::Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
+        // What pods are given a token of; a controller makes it elsewhere.
+        let account = serde_json::from_value(serde_json::json!({ "metadata": { "name": "default" } }))?;
+        Api::<v1::ServiceAccount>::namespaced(client, &name).create(&PostParams::default(), &account).await?;
         Ok(Namespace { name, cluster: self })
     }
 
@@ -204,8 +208,6 @@ async fn start_api_server(program: &Path, authority: &Authority, etcd: &str, por
         "--endpoint-reconciler-type=none".into(),
         "--service-cluster-ip-range=10.0.0.0/24".into(),
         "--authorization-mode=RBAC".into(),
-        // Nothing makes the default service account that this plug-in waits for.
-        "--disable-admission-plugins=ServiceAccount".into(),
         "--allow-privileged=true".into(),
         format!("--client-ca-file={}", file("ca.crt", &authority.certificate)?),
         format!("--tls-cert-file={certificate}"),

@@ -24,6 +24,11 @@ impl Life {
         now < self.not_before || now.as_second() >= self.not_before.as_second() + whole / of * parts
     }
 
+    /// Whether the certificate is good now.
+    pub fn holds(&self, now: Timestamp) -> bool {
+        (self.not_before..=self.not_after).contains(&now)
+    }
+
     /// Whether it is time to renew the certificate: two thirds of its life are over.
     pub fn due(&self, now: Timestamp) -> bool {
         self.is_over(2, 3, now)

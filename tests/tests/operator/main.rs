@@ -1,9 +1,11 @@
 //! The operator as a process, on a real Kubernetes API server and a real etcd of Concordat's own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
+mod certificates;
 mod cleanup;
 mod force;
 mod kubectl;
+mod injection;
 mod leadership;
 mod once;
 mod outage;

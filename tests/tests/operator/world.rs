@@ -96,13 +96,18 @@ impl World {
 
     /// Starts an operator for this namespace and this etcd, under a name of its own.
     pub(crate) async fn operator(&self, name: &str) -> Operator {
+        self.operator_with(name, &["--etcd-endpoints", &self.etcd.endpoints().join(",")]).await
+    }
+
+    /// The same with these flags, of etcd's addresses among others.
+    pub(crate) async fn operator_with(&self, name: &str, args: &[&str]) -> Operator {
         let port = free_port().unwrap();
         let mut command = Command::new(binary("concordat-operator").unwrap());
         command
             .env("KUBECONFIG", self.kubeconfig.path())
             .args(["--pod", name, "--lease-duration=5s", "--log=info,concordat_operator=debug"])
             .args(["--namespace", &self.namespace, "--lease-namespace", &self.namespace])
-            .args(["--etcd-endpoints", &self.etcd.endpoints().join(",")])
+            .args(args)
             .args(["--admin-listen", &format!("127.0.0.1:{port}")]);
         let mut process = Process::start(name, command).unwrap();
         let admin = format!("http://127.0.0.1:{port}");
