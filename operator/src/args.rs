@@ -16,10 +16,15 @@ use clap::{CommandFactory, Parser, ValueEnum, error::ErrorKind};
 use concordat_store::Tls;
 use tracing_subscriber::EnvFilter;
 
+use crate::task::Task;
+
 /// Concordat's operator: brings custom resources to etcd and what happens there back into their status.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "concordat-operator", version)]
 pub struct Args {
+    /// What is done once instead of looking after objects.
+    #[command(subcommand)]
+    pub task: Option<Task>,
     /// The only namespace whose objects it looks after [default: all]
     #[arg(long, env = "CONCORDAT_NAMESPACE", value_name = "NAME")]
     pub namespace: Option<String>,

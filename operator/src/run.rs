@@ -17,7 +17,7 @@ use kube::{
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
+    sync::{oneshot, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -30,10 +30,11 @@ use crate::{
     args::{Args, LogFormat},
     controller::{self, Shared},
     etcd::Term,
+    identity,
     leader::{Candidate, Elector, Memory},
     lock::Locks,
     metrics::Metrics,
-    pki::keeper::Keeper,
+    pki::{Authority, keeper::Keeper},
     queue::Queues,
     shallow, sweep,
     transaction::Transactions,
@@ -104,6 +105,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let kept = args.kept(&lease_namespace)?;
     let looks_after_pods = kept.webhook.is_some();
     let keeper = Keeper::new(client.clone(), kept, health.clone(), metrics.clone());
+    let authority = args.pki.identities.then(|| keeper.authority());
     let webhook = serve_webhook(&args, &keeper, &client, &metrics, &stop).await?;
     let candidate = Candidate {
         namespace: lease_namespace,
@@ -123,6 +125,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         health: health.clone(),
         metrics,
         looks_after_pods,
+        authority,
     };
     let etcd = AdminConfig { endpoints: args.etcd_endpoints.clone(), tls, user, ..AdminConfig::default() };
     // etcd may be waiting for its own certificates, which are made first, and for which nobody need lead.
@@ -169,6 +172,8 @@ struct Replica {
     metrics: Arc<Metrics>,
     /// It serves the webhook: an etcd that is away later on must not keep pods from being made.
     looks_after_pods: bool,
+    /// Who signs certificates of namespaces, if that is the operator's concern.
+    authority: Option<watch::Receiver<Option<Authority>>>,
 }
 
 impl Replica {
@@ -251,7 +256,7 @@ impl Replica {
             etcd: self.etcd.clone(),
             namespace: self.namespace.clone(),
         };
-        let sweeping = shared.clone();
+        let (sweeping, identifying) = (shared.clone(), shared.clone());
         self.metrics.leads(true);
         let _stop = end.clone().drop_guard();
         let (locks, locks_changed) = mpsc::unbounded();
@@ -262,6 +267,7 @@ impl Replica {
             () = term.over().cancelled() => tracing::warn!("another operator leads"),
             () = wake::run(term.admin(), namespaces, &senders) => {}
             () = sweep::run(&sweeping) => {}
+            () = identity::run(&identifying, self.authority.clone()) => {}
             _ = futures::future::join3(
                 controller::run::<Locks>(shared.clone(), locks_changed, end.clone()),
                 controller::run::<Queues>(shared.clone(), queues_changed, end.clone()),

@@ -1,7 +1,7 @@
 //! What happens in etcd makes objects be looked at: sidecars count what they do for an object, every 2 s at most, and the
 //! operator watches these counts instead of locks, messages and transactions themselves.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use concordat_protocol::{Key, Kind, Range};
 use concordat_store::{Admin, Watch, WatchEvent};
@@ -32,6 +32,11 @@ impl Namespaces {
     pub fn new() -> (Self, mpsc::UnboundedReceiver<String>) {
         let (new, news) = mpsc::unbounded();
         (Self { known: Mutex::default(), new }, news)
+    }
+
+    /// Those that there were objects in since the term began.
+    pub(crate) fn known(&self) -> BTreeSet<String> {
+        self.known.lock().iter().cloned().collect()
     }
 
     /// There is an object in this one.

@@ -22,6 +22,9 @@ pub(crate) struct Certificates {
     /// How many members that etcd has
     #[arg(long, env = "CONCORDAT_ETCD_REPLICAS", value_name = "COUNT", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=9))]
     etcd_replicas: u16,
+    /// Whether etcd, which trusts the authority, is told to know each namespace that uses Concordat as a user of its own
+    #[arg(long, env = "CONCORDAT_IDENTITIES", requires = "ca_secret")]
+    pub(crate) identities: bool,
     /// Folder, best in memory, where the operator keeps its own certificate for that etcd
     #[arg(long, env = "CONCORDAT_PKI_DIR", value_name = "FOLDER", default_value = "/run/concordat")]
     pki_dir: PathBuf,

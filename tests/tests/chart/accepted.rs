@@ -1,7 +1,7 @@
 //! A real API server takes all of it, to the letter.
 
 use concordat_tests::kube::Cluster;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kube::{
     Api, Client,
     api::{DynamicObject, Patch, PatchParams, PostParams},
@@ -40,6 +40,12 @@ async fn the_api_server_takes_every_object_to_the_letter() {
     let client = cluster.client().await.unwrap();
     let namespace = cluster.namespace("the_api_server_takes_every_object_to_the_letter").await.unwrap();
     let here = format!("--set=tests.namespace={}", namespace.name());
+    // Accounts of pods; nothing else is made.
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace.name());
+    for release in ["concordat", "coordination"] {
+        let account = json!({ "metadata": { "name": format!("{release}-test") } });
+        accounts.create(&PostParams::default(), &serde_json::from_value(account).unwrap()).await.unwrap();
+    }
     let mut refused = Vec::new();
     for (case, values) in CASES {
         for object in objects(namespace.name(), &[values, &[&*here]].concat()) {
@@ -91,8 +97,9 @@ async fn every_pod_passes_pod_security_restricted() {
             pod.metadata.name = Some("pod".into());
             pod.metadata.namespace = Some(namespace.name().into());
             let spec = pod.spec.as_mut().unwrap();
-            // A StatefulSet brings this volume, and there are no priority classes' pods in every namespace.
+            // A StatefulSet brings this volume, and there are no priority classes' pods in every namespace, nor accounts.
             spec.priority_class_name = None;
+            spec.service_account_name = None;
             let volumes = spec.volumes.get_or_insert_default();
             for mount in spec.containers[0].volume_mounts.iter().flatten() {
                 if !volumes.iter().any(|volume| volume.name == mount.name) {

@@ -8,21 +8,6 @@ use serde_json::Value;
 
 use crate::world::{CASES, NAMESPACE, find, objects};
 
-/// Flags that come with the webhook and the identities of namespaces.
-const AWAITED: [&str; 11] = [
-    "ca-secret",
-    "etcd-replicas",
-    "etcd-service",
-    "sidecar-image",
-    "sidecar-log",
-    "sidecar-pull-policy",
-    "sidecar-resources",
-    "webhook-cert-dir",
-    "webhook-listen",
-    "webhook-name",
-    "webhook-service",
-];
-
 /// The flag of an argument, without its dashes.
 fn flag(argument: &str) -> &str {
     argument.trim_start_matches("--").split('=').next().unwrap()
@@ -42,7 +27,6 @@ fn the_operator_understands_its_flags() {
     for (case, values) in CASES {
         // Files are there in a pod alone.
         let told = arguments(&deployment(values)).into_iter().filter(|argument| !argument.contains("=/etc/"));
-        let told = told.filter(|argument| !AWAITED.contains(&flag(argument)));
         let parsed = Args::try_parse_from(["concordat-operator".to_owned()].into_iter().chain(told));
         parsed.unwrap_or_else(|error| panic!("{case}: {error}"));
     }
@@ -58,7 +42,7 @@ fn every_flag_and_variable_is_one_of_the_operator_s() {
         let deployment = deployment(values);
         for argument in arguments(&deployment) {
             let flag = flag(&argument);
-            assert!(known.contains(flag) || AWAITED.contains(&flag), "{case}: --{flag}");
+            assert!(known.contains(flag), "{case}: --{flag}");
         }
         let env = &deployment["spec"]["template"]["spec"]["containers"][0]["env"];
         for variable in env.as_array().unwrap().iter().map(|variable| variable["name"].as_str().unwrap()) {

@@ -4,8 +4,8 @@
 mod certificates;
 mod cleanup;
 mod force;
-mod kubectl;
 mod injection;
+mod kubectl;
 mod leadership;
 mod once;
 mod outage;
