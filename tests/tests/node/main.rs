@@ -1,4 +1,10 @@
 //! Concordat on a real node. Takes root, and the feature `node` of `concordat-tests`, which `make test` gives.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
+mod bank;
 mod base;
+mod installation;
+mod isolation;
+mod life;
+mod story;
+mod traffic;
