@@ -70,6 +70,12 @@ dapr: ## Installs Dapr's own SDKs that tests run (once, from npm and PyPI)
 strace: ## Installs strace, by which tests slow etcd's disk
 	@command -v strace >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends strace; }
 
+.PHONY: alerts
+alerts: ## Tells when each alert of the chart comes and when not, by Prometheus' own promtool
+	@command -v promtool >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends prometheus; }
+	promtool check rules helm/concordat/rules/concordat.yaml
+	promtool test rules tests/tests/chart/alerts.yaml
+
 .PHONY: soak-locks
 soak-locks: tools strace ## Locks under every fault for SOAK_GRANTS grants, 100000 unless set; SOAK_SEED repeats a run's choices
 	SOAK_GRANTS=$${SOAK_GRANTS:-100000} \
