@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use concordat_tests::node::Node;
 use serde_json::Value;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// The namespace of the release.
 pub(crate) const SYSTEM: &str = "concordat-system";
@@ -12,20 +13,33 @@ const RELEASE: &str = "concordat";
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../helm/concordat");
 const CRDS: [&str; 3] = ["locks", "queues", "distributedtransactions"];
 
-/// A release of the chart.
+/// A cluster has one.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// A release of the chart. While it lives, other tests wait with theirs.
 pub(crate) struct Installation<'a> {
     pub(crate) node: &'a Node,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl<'a> Installation<'a> {
     /// `helm install`, with nothing but defaults.
     pub(crate) async fn install(node: &'a Node) -> Result<Self> {
         ensure!(Path::new(CHART).join("Chart.yaml").exists(), "no chart at {CHART}");
-        let install = ["install", RELEASE, CHART, "--namespace", SYSTEM, "--create-namespace"];
+        Self::of(node, CHART, &[]).await
+    }
+
+    /// `helm install` of a chart, with these arguments besides.
+    pub(crate) async fn of(node: &'a Node, chart: &str, arguments: &[&str]) -> Result<Self> {
+        let alone = ALONE.lock().await;
+        // What a test that failed left.
+        node.helm(&["uninstall", RELEASE, "--namespace", SYSTEM, "--ignore-not-found", "--wait"]).await?;
+        node.kubectl(&["delete", "namespace", SYSTEM, "--ignore-not-found"]).await?;
+        let install = ["install", RELEASE, chart, "--namespace", SYSTEM, "--create-namespace"];
         let waiting = ["--wait", "--timeout", "5m"];
-        let installed = node.helm(&[&install[..], &waiting].concat()).await;
+        let installed = node.helm(&[&install[..], &waiting, arguments].concat()).await;
         installed.with_context(|| node.look(SYSTEM))?;
-        Ok(Self { node })
+        Ok(Self { node, _alone: alone })
     }
 
     /// What `helm test` finds.
@@ -40,6 +54,13 @@ impl<'a> Installation<'a> {
         let values: Vec<&str> = values.iter().flat_map(|value| ["--set", value]).collect();
         let upgraded = self.node.helm(&[&upgrade[..], &values].concat()).await;
         upgraded.with_context(|| self.node.look(SYSTEM)).map(drop)
+    }
+
+    /// `helm rollback` to the revision before.
+    pub(crate) async fn rolled_back(&self) -> Result<()> {
+        let rollback = ["rollback", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "5m"];
+        let rolled = self.node.helm(&rollback).await;
+        rolled.with_context(|| self.node.look(SYSTEM)).map(drop)
     }
 
     /// `helm uninstall`, with its hooks.

@@ -17,6 +17,9 @@ use crate::{
     traffic::{Held, Traffic},
 };
 
+/// Memory in which a container can be started, and a sidecar not.
+const TOO_LITTLE: &str = "6Mi";
+
 type Made = BTreeMap<String, i64>;
 
 /// New pods of the apps, sidecars of another image, new operators, a new revision of the chart.
@@ -43,7 +46,8 @@ pub(crate) async fn rolls(installation: &Installation<'_>, bank: &Rc<Bank>, made
     traffic.holds(made).await
 }
 
-/// Without an operator pods go on; a pod that asks for a sidecar waits for it to come back, any other does not.
+/// Without an operator pods go on, also when etcd or a sidecar is killed; a pod that asks for a sidecar waits for it to come
+/// back, any other does not.
 pub(crate) async fn no_operator(
     installation: &Installation<'_>,
     bank: &Rc<Bank>,
@@ -61,20 +65,18 @@ pub(crate) async fn no_operator(
     plain.apply(pod("plain", &json!({}))).await?;
     plain.ready("plain").await?;
     traffic.goes_on(3).await?;
+    traffic.holds(made).await?;
+    etcd_killed(installation, bank, made).await?;
+    sidecar_killed(bank, made).await?;
     installation.operators(2).await?;
     // That they answer comes to be known by the node's proxy in its own time.
     eventually("the webhook answers", async || bank.namespace.apply(pod("asks", &json!({}))).await).await?;
     bank.namespace.ready("asks").await?;
-    held.let_go(bank).await?;
-    traffic.holds(made).await
+    held.let_go(bank).await
 }
 
 /// etcd's pod is killed; its member comes back with what it knew.
-pub(crate) async fn etcd_killed(
-    installation: &Installation<'_>,
-    bank: &Rc<Bank>,
-    made: &mut Made,
-) -> Result<()> {
+async fn etcd_killed(installation: &Installation<'_>, bank: &Rc<Bank>, made: &mut Made) -> Result<()> {
     let traffic = Traffic::start(bank, "etcd-killed");
     installation.kubectl(&["delete", "pod", "concordat-etcd-0", "--grace-period=0", "--force"]).await?;
     installation.kubectl(&["rollout", "status", "statefulset/concordat-etcd", "--timeout=3m"]).await?;
@@ -83,7 +85,7 @@ pub(crate) async fn etcd_killed(
 }
 
 /// A sidecar is killed as for want of memory, time and again. The app keeps its token.
-pub(crate) async fn sidecar_killed(bank: &Rc<Bank>, made: &mut Made) -> Result<()> {
+async fn sidecar_killed(bank: &Rc<Bank>, made: &mut Made) -> Result<()> {
     let traffic = Traffic::start(bank, "sidecar-killed");
     for app in ["ledger", "ledger", "accounts"] {
         let before = sidecar(bank, app).await?;
@@ -97,6 +99,37 @@ pub(crate) async fn sidecar_killed(bank: &Rc<Bank>, made: &mut Made) -> Result<(
         .await?;
         traffic.goes_on(2).await?;
     }
+    traffic.holds(made).await
+}
+
+/// A sidecar that has too little memory is killed time and again: its app waits for it while those before it go on, until it
+/// is given enough.
+pub(crate) async fn short_of_memory(bank: &Rc<Bank>, made: &mut Made) -> Result<()> {
+    let traffic = Traffic::start(bank, "short-of-memory");
+    let memory = async |bytes: Value| {
+        let annotations =
+            json!({"config.concordat.dev/memory-request": bytes, "config.concordat.dev/memory-limit": bytes});
+        let patch = json!({"spec": {"template": {"metadata": {"annotations": annotations}}}}).to_string();
+        bank.namespace.kubectl(&["patch", "deployment/ledger", "--patch", &patch]).await
+    };
+    memory(json!(TOO_LITTLE)).await?;
+    eventually("it is killed time and again", async || {
+        let pods = bank.namespace.api::<Pod>().list(&ListParams::default().labels("app=ledger")).await?;
+        let statuses = pods.items.iter().filter_map(|pod| pod.status.as_ref());
+        let mut inits = statuses.flat_map(|status| status.init_container_statuses.iter().flatten());
+        let killed = inits.any(|one| {
+            let last = one.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+            one.restart_count > 1 && last.and_then(|last| last.reason.as_deref()) == Some("OOMKilled")
+        });
+        ensure!(killed, "it is not");
+        Ok(())
+    })
+    .await
+    .with_context(|| bank.namespace.node().look(bank.namespace.name()))?;
+    traffic.goes_on(2).await?;
+    memory(Value::Null).await?;
+    bank.rolled_out("ledger").await?;
+    traffic.goes_on(2).await?;
     traffic.holds(made).await
 }
 

@@ -8,3 +8,4 @@ mod isolation;
 mod life;
 mod story;
 mod traffic;
+mod upgrade;

@@ -24,8 +24,7 @@ async fn story() -> Result<()> {
     agrees(&bank, &mut made).await?;
     life::rolls(&installation, &bank, &mut made).await?;
     life::no_operator(&installation, &bank, &mut made).await?;
-    life::etcd_killed(&installation, &bank, &mut made).await?;
-    life::sidecar_killed(&bank, &mut made).await?;
+    life::short_of_memory(&bank, &mut made).await?;
     life::drained(&bank, &mut made).await?;
     life::job_ends(&bank).await?;
     isolation::holds(node, &bank).await?;
