@@ -45,6 +45,8 @@ pub struct Settings {
     /// Addresses of etcd. With `https://` sidecars show the certificate of their namespace, and prove that it opens no
     /// other namespace.
     pub etcd_endpoints: Vec<String>,
+    /// The name that etcd's certificate bears, if not its hosts'.
+    pub etcd_server_name: Option<String>,
 }
 
 /// What becomes of a pod.

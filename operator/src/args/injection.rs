@@ -58,6 +58,7 @@ impl Args {
             log: flags.sidecar_log.clone(),
             resources: flags.sidecar_resources.clone(),
             etcd_endpoints: if endpoints.is_empty() { &self.etcd_endpoints } else { endpoints }.clone(),
+            etcd_server_name: self.etcd_server_name.clone(),
         }
     }
 }

@@ -138,6 +138,7 @@ fn env(options: &Options, settings: &Settings) -> Vec<Value> {
         env.push(text("ETCD_CERT_FILE", &format!("{ETCD_DIR}/tls.crt")));
         env.push(text("ETCD_KEY_FILE", &format!("{ETCD_DIR}/tls.key")));
         env.push(text("ISOLATED", "true"));
+        env.extend(settings.etcd_server_name.as_ref().map(|name| text("ETCD_SERVER_NAME", name)));
     }
     if options.token {
         env.push(text("NEW_TOKEN_FILE", TOKEN_FILE));

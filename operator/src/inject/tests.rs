@@ -15,6 +15,7 @@ fn settings() -> Settings {
         }))
         .unwrap(),
         etcd_endpoints: vec!["https://concordat-etcd-0.concordat-etcd.concordat-system.svc:2379".into()],
+        etcd_server_name: None,
     }
 }
 
@@ -114,7 +115,8 @@ fn a_pod_that_has_everything_keeps_it() {
             "volumes": [{ "name": "data", "emptyDir": {} }],
         },
     });
-    assert_json_snapshot!(injected(&pod, &settings()));
+    let settings = Settings { etcd_server_name: Some("etcd.example".into()), ..settings() };
+    assert_json_snapshot!(injected(&pod, &settings));
 }
 
 #[test]

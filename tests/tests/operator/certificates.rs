@@ -176,6 +176,7 @@ async fn what_is_due_is_renewed_while_it_is_served() {
         log: String::new(),
         resources: Default::default(),
         etcd_endpoints: Vec::new(),
+        etcd_server_name: None,
     };
     let hook =
         webhook::Webhook { client: world.client.clone(), settings, metrics: Arc::new(Metrics::default()) };
