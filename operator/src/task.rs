@@ -1,6 +1,6 @@
 //! What is done once, instead of looking after objects: what the chart's hooks run.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, time::Duration};
 
 use concordat_crds::names::FINALIZER;
 use concordat_crds::{DistributedTransaction, Lock, Queue};
@@ -18,6 +18,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     inject::{CONTAINER, IDENTITY, INJECT},
@@ -26,6 +27,8 @@ use crate::{
 
 /// How many objects are read at once.
 const PAGE: u32 = 500;
+/// How often it is looked whether an operator leads.
+const PACE: Duration = Duration::from_secs(1);
 
 /// One of them.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -62,6 +65,9 @@ pub enum Error {
         /// What it said.
         why: kube::Error,
     },
+    /// There is an operator still: what is taken away it would make anew.
+    #[error("{0} looks after objects: delete its Deployment first")]
+    Led(String),
     /// A pod that asks for a sidecar gets none.
     #[error(
         "the API server lets a pod with label {INJECT}=enabled in without a sidecar: is there a \
@@ -77,6 +83,10 @@ pub async fn run(task: Task) -> Result<(), Error> {
     let client = Client::try_from(config).map_err(|why| failed("the client", why))?;
     match task {
         Task::Uninstall { secrets, lease } => {
+            let leases: Api<Lease> = Api::namespaced(client.clone(), &own);
+            if let Some(lease) = &lease {
+                nobody_leads(&leases, lease).await?;
+            }
             let mut failures = Failures::default();
             release::<Lock>(&client, &mut failures).await;
             release::<Queue>(&client, &mut failures).await;
@@ -89,7 +99,6 @@ pub async fn run(task: Task) -> Result<(), Error> {
                 failures.note(delete_secret(&client, &own, &secret).await);
             }
             if let Some(lease) = lease {
-                let leases: Api<Lease> = Api::namespaced(client, &own);
                 let deleted = leases.delete(&lease, &DeleteParams::default()).await;
                 failures.note(gone(deleted, &format!("Lease {lease}")));
             }
@@ -101,6 +110,33 @@ pub async fn run(task: Task) -> Result<(), Error> {
 
 fn failed(what: &str, why: kube::Error) -> Error {
     Error::Kubernetes { what: what.to_owned(), why }
+}
+
+/// Fails where an operator renews its lease. One that ended without letting go of it is waited for.
+async fn nobody_leads(leases: &Api<Lease>, name: &str) -> Result<(), Error> {
+    let read = async || {
+        let lease = leases.get_opt(name).await.map_err(|why| failed(&format!("Lease {name}"), why))?;
+        let spec = lease.and_then(|lease| lease.spec).unwrap_or_default();
+        Ok::<_, Error>((
+            spec.holder_identity.filter(|holder| !holder.is_empty()),
+            spec.lease_duration_seconds,
+            spec.renew_time,
+        ))
+    };
+    let (holder, seconds, renewed) = read().await?;
+    let Some(holder) = holder else { return Ok(()) };
+    let over = Instant::now() + Duration::from_secs(seconds.unwrap_or_default().unsigned_abs().into());
+    while Instant::now() < over {
+        sleep(PACE).await;
+        let (now, _, renewal) = read().await?;
+        if now.is_none() {
+            return Ok(());
+        }
+        if renewal != renewed {
+            return Err(Error::Led(holder));
+        }
+    }
+    Ok(())
 }
 
 /// What is not there need not be deleted.
