@@ -1,5 +1,6 @@
 //! A cluster, as its kubeconfig reaches it, and what is installed there.
 
+mod external;
 mod forward;
 
 use std::{
@@ -19,7 +20,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-pub(crate) use self::forward::Forward;
+use self::{external::External, forward::Forward};
 use crate::{etcd::Endpoint, secret::Secret};
 
 /// Where it is installed, unless it is found elsewhere.
@@ -75,6 +76,23 @@ pub(crate) struct Cluster {
 pub(crate) struct Installation {
     pub(crate) namespace: String,
     pub(crate) name: String,
+    /// The etcd that did not come with it, if it uses one.
+    pub(crate) external: Option<External>,
+}
+
+/// A way from here to etcd.
+pub(crate) struct Opened {
+    pub(crate) endpoint: Endpoint,
+    /// What to look at when it does not answer.
+    pub(crate) hint: String,
+    pub(crate) kept: Kept,
+}
+
+/// What is needed as long as etcd is asked.
+#[derive(Default)]
+pub(crate) struct Kept {
+    _forward: Option<Forward>,
+    _files: Vec<Secret>,
 }
 
 impl Cluster {
@@ -102,9 +120,12 @@ impl Cluster {
     pub(crate) async fn installation(&self) -> Result<Installation> {
         let operators = self.operators().await;
         if let Some(namespace) = self.told.clone() {
-            let name = operators.ok().and_then(|found| found.iter().find_map(installed));
-            let name = name.map_or_else(|| NAME.into(), |found| found.name);
-            return Ok(Installation { namespace, name });
+            let found = operators.ok().and_then(|found| found.iter().find_map(installed));
+            return Ok(found.unwrap_or_else(|| Installation {
+                namespace,
+                name: NAME.into(),
+                external: None,
+            }));
         }
         // Who may not list those of all namespaces has it where it usually is.
         let mut found: Vec<Installation> = operators.iter().flatten().filter_map(installed).collect();
@@ -114,7 +135,8 @@ impl Cluster {
             "Concordat is installed in several namespaces: say which is meant by --concordat-namespace (there: {})",
             found.iter().map(|of| of.namespace.as_str()).collect::<Vec<_>>().join(", ")
         );
-        Ok(found.pop().unwrap_or_else(|| Installation { namespace: NAMESPACE.into(), name: NAME.into() }))
+        let usual = || Installation { namespace: NAMESPACE.into(), name: NAME.into(), external: None };
+        Ok(found.pop().unwrap_or_else(usual))
     }
 
     /// The operator's Deployments: in the namespace that was told, else in all.
@@ -127,17 +149,34 @@ impl Cluster {
         Ok(api.list(&ListParams::default().labels(&selector)).await?.items)
     }
 
-    /// Makes etcd reachable from here, as the operator's own user.
-    pub(crate) async fn forward(&self, of: &Installation) -> Result<(Endpoint, Forward)> {
-        let Installation { namespace, name } = of;
-        let secrets: Api<v1::Secret> = Api::namespaced(self.client.clone(), namespace);
-        let secret = secrets.get(&format!("{name}-etcd-root")).await.with_context(|| {
-            format!(
-                "the Secret {name}-etcd-root in namespace {namespace}: is Concordat installed there? \
-                 --concordat-namespace names another, --etcd an etcd outside the cluster, such as that of \
-                 `concordat dev`; concordat check tells more"
-            )
-        })?;
+    /// A way from here to its etcd, as the operator's own user.
+    pub(crate) async fn etcd(&self, of: &Installation) -> Result<Opened> {
+        match &of.external {
+            Some(external) => self.external(of, external).await,
+            None => self.bundled(of).await,
+        }
+    }
+
+    /// The addresses that the operator has. Whether they lead there from here, who connects will see.
+    async fn external(&self, of: &Installation, external: &External) -> Result<Opened> {
+        let External { endpoints, secret, server_name } = external.clone();
+        let (tls, files) = match secret {
+            Some(secret) => {
+                let (tls, files) = self.certificate(of, &secret, server_name).await?;
+                (Some(tls), files)
+            }
+            None => (None, Vec::new()),
+        };
+        let hint = "the operator has it there; where that address does not lead to it from here, name one that does by \
+                    --etcd, with --etcd-ca-file, --etcd-cert-file and --etcd-key-file";
+        let kept = Kept { _forward: None, _files: files };
+        Ok(Opened { endpoint: Endpoint::of(endpoints, tls, None)?, hint: hint.into(), kept })
+    }
+
+    /// A port of one of its pods.
+    async fn bundled(&self, of: &Installation) -> Result<Opened> {
+        let Installation { namespace, name, .. } = of;
+        let (tls, files) = self.certificate(of, &format!("{name}-etcd-root"), None).await?;
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let selector = format!("{OF_CONCORDAT},app.kubernetes.io/component=etcd");
         let found =
@@ -150,10 +189,34 @@ impl Cluster {
                 if names.is_empty() { "none".into() } else { names.join(", ") }
             );
         };
+        let tls = Tls { server_name: Some(format!("{pod}.{name}-etcd.{namespace}.svc")), ..tls };
+        let hint = format!("it was reached through pod {pod} in namespace {namespace}: see its log");
+        let forward = Forward::open(pods, pod, CLIENT).await?;
+        let url = format!("https://127.0.0.1:{}", forward.port);
+        let kept = Kept { _forward: Some(forward), _files: files };
+        Ok(Opened { endpoint: Endpoint::of(vec![url], Some(tls), None)?, hint, kept })
+    }
+
+    /// What etcd knows the operator by, from this Secret, in files that are kept.
+    async fn certificate(
+        &self,
+        of: &Installation,
+        secret: &str,
+        server_name: Option<String>,
+    ) -> Result<(Tls, Vec<Secret>)> {
+        let namespace = &of.namespace;
+        let secrets: Api<v1::Secret> = Api::namespaced(self.client.clone(), namespace);
+        let found = secrets.get(secret).await.with_context(|| {
+            format!(
+                "the Secret {secret} in namespace {namespace}: is Concordat installed there? \
+                 --concordat-namespace names another, --etcd an etcd outside the cluster, such as that of \
+                 `concordat dev`; concordat check tells more"
+            )
+        })?;
         let mut files = Vec::new();
         let mut file = |key: &str| -> Result<PathBuf> {
-            let data = secret.data.as_ref().and_then(|data| data.get(key));
-            let data = data.with_context(|| format!("the Secret {name}-etcd-root holds no {key}"))?;
+            let data = found.data.as_ref().and_then(|data| data.get(key));
+            let data = data.with_context(|| format!("the Secret {secret} holds no {key}"))?;
             let file = Secret::new(&data.0)?;
             let path = file.path();
             files.push(file);
@@ -162,17 +225,15 @@ impl Cluster {
         let tls = Tls {
             ca: Some(file("ca.crt")?),
             identity: Some((file("tls.crt")?, file("tls.key")?)),
-            server_name: Some(format!("{pod}.{name}-etcd.{namespace}.svc")),
+            server_name,
         };
-        let forward = Forward::open(pods, pod, CLIENT, files).await?;
-        let url = format!("https://127.0.0.1:{}", forward.port);
-        Ok((Endpoint::of(vec![url], Some(tls), None)?, forward))
+        Ok((tls, files))
     }
 }
 
 fn installed(operator: &Deployment) -> Option<Installation> {
     let name = operator.name_any().strip_suffix("-operator")?.to_owned();
-    Some(Installation { namespace: operator.namespace()?, name })
+    Some(Installation { namespace: operator.namespace()?, name, external: External::of(operator) })
 }
 
 fn is_ready(pod: &Pod) -> bool {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use concordat_store::Admin;
 
 use crate::{
-    cluster::{Cluster, Flags, Forward},
+    cluster::{Cluster, Flags, Kept, Opened},
     etcd::{Endpoint, Etcd},
     guest::Guest,
 };
@@ -42,8 +42,7 @@ pub(crate) struct Reached {
     pub(crate) endpoint: Endpoint,
     /// The namespace that is meant when none is named.
     pub(crate) namespace: String,
-    /// Kept as long as etcd is asked.
-    _forward: Option<Forward>,
+    _kept: Kept,
 }
 
 impl Where {
@@ -91,25 +90,18 @@ impl Reached {
     /// Goes that way.
     pub(crate) async fn by(way: Way) -> Result<Self> {
         let namespace = way.namespace();
-        let (endpoint, forward, hint) = match way {
+        let Opened { endpoint, hint, kept } = match way {
             Way::Etcd(endpoint) => {
-                (endpoint, None, "does `concordat dev` run? --etcd names another address".to_owned())
+                let hint = "does `concordat dev` run? --etcd names another address".to_owned();
+                Opened { endpoint, hint, kept: Kept::default() }
             }
-            Way::Cluster(cluster) => {
-                let installation = cluster.installation().await?;
-                let (endpoint, forward) = cluster.forward(&installation).await?;
-                let hint = format!(
-                    "it was reached through pod {} in namespace {}: see its log",
-                    forward.pod, installation.namespace
-                );
-                (endpoint, Some(forward), hint)
-            }
+            Way::Cluster(cluster) => cluster.etcd(&cluster.installation().await?).await?,
         };
         let told = endpoint.config.endpoints.join(",");
         let admin = Admin::connect(endpoint.config.clone())
             .await
             .with_context(|| format!("etcd at {told}: {hint}"))?;
-        Ok(Self { admin, endpoint, namespace, _forward: forward })
+        Ok(Self { admin, endpoint, namespace, _kept: kept })
     }
 
     /// Starts a sidecar that is asked what only a sidecar can be. A namespace that has none is left as it is.

@@ -1,6 +1,6 @@
 //! How long certificates are good for yet.
 
-use concordat_operator::pki::{Certificate, Life};
+use concordat_operator::pki::{Certificate, Life, secret::MANAGED_BY};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt, api::ListParams};
@@ -27,7 +27,11 @@ pub(super) async fn look(cluster: &Cluster, of: &Installation) -> Vec<Finding> {
     };
     let now = Timestamp::now();
     let prefix = format!("{}-", of.name);
-    let ours = secrets.iter().filter(|secret| secret.name_any().starts_with(&prefix));
+    let external = of.external.as_ref().and_then(|external| external.secret.clone());
+    let ours = secrets.iter().filter(|secret| {
+        let name = secret.name_any();
+        name.starts_with(&prefix) || Some(name) == external
+    });
     let mut findings: Vec<Finding> = ours.filter_map(|secret| judge(secret, now)).collect();
     if findings.is_empty() {
         let advice = "the operator makes them (cert-manager with pki.provider=cert-manager): see its log";
@@ -59,11 +63,15 @@ pub(super) async fn look(cluster: &Cluster, of: &Installation) -> Vec<Finding> {
 fn judge(secret: &Secret, now: Timestamp) -> Option<Finding> {
     let pem = &secret.data.as_ref()?.get(CERTIFICATE)?.0;
     let check = format!("certificate {}/{}", secret.namespace().unwrap_or_default(), secret.name_any());
-    let renew = format!(
-        "see why the operator has not renewed it in its log; to have it made anew: kubectl --namespace {} delete secret {}",
-        secret.namespace().unwrap_or_default(),
-        secret.name_any()
-    );
+    let renew = if secret.labels().get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1) {
+        format!(
+            "see why the operator has not renewed it in its log; to have it made anew: kubectl --namespace {} delete secret {}",
+            secret.namespace().unwrap_or_default(),
+            secret.name_any()
+        )
+    } else {
+        "the operator did not make it: whoever did renews it, cert-manager or you".to_owned()
+    };
     let Ok(certificate) = Certificate::read(&String::from_utf8_lossy(pem)) else {
         return Some(Finding::failed(check, format!("its {CERTIFICATE} is no certificate"), renew));
     };

@@ -9,39 +9,33 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::secret::Secret;
-
 /// A forwarded port. It is closed when this is dropped.
 pub(crate) struct Forward {
     /// On 127.0.0.1.
     pub(crate) port: u16,
-    pub(crate) pod: String,
     task: JoinHandle<()>,
-    /// What is needed as long as the port is.
-    _files: Vec<Secret>,
 }
 
 impl Forward {
     /// Opens it, once, to see that it can be.
-    pub(crate) async fn open(pods: Api<Pod>, pod: String, port: u16, files: Vec<Secret>) -> Result<Self> {
+    pub(crate) async fn open(pods: Api<Pod>, pod: String, port: u16) -> Result<Self> {
         pods.portforward(&pod, &[port]).await.with_context(|| {
             format!(
-                "forwarding port {port} of pod {pod}: it takes the right to create pods/portforward there"
+                "forwarding port {port} of pod {pod}: it takes the right to get and create pods/portforward there"
             )
         })?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let local = listener.local_addr()?.port();
-        let to = pod.clone();
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (pods, pod) = (pods.clone(), to.clone());
+                let (pods, pod) = (pods.clone(), pod.clone());
                 tokio::spawn(async move {
                     // Who connected sees it end, and tries again.
                     let _ = pass(stream, &pods, &pod, port).await;
                 });
             }
         });
-        Ok(Self { port: local, pod, task, _files: files })
+        Ok(Self { port: local, task })
     }
 }
 
