@@ -1,7 +1,7 @@
 //! A real kube-apiserver on a real etcd of its own: no kubelet, no controllers, so nothing is garbage-collected
 //! and no namespace ever finishes deleting.
 
-pub(crate) mod pki;
+pub mod pki;
 
 use std::{
     env, fs,

@@ -25,7 +25,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::{io::AsyncWriteExt, sync::OnceCell};
 
 use crate::kube::program;
 
@@ -103,29 +103,50 @@ impl Node {
 
     /// What kubectl prints for these arguments. Fails with what it says when it fails.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        self.run("kubectl", "TEST_ASSET_KUBECTL", arguments).await
+        self.run(self.kubectl_command()?, arguments, "").await
+    }
+
+    /// The same, with this on its standard input.
+    pub async fn kubectl_reads(&self, arguments: &[&str], input: &str) -> Result<String> {
+        self.run(self.kubectl_command()?, arguments, input).await
     }
 
     /// What Helm prints for these arguments. Fails with what it says when it fails.
     pub async fn helm(&self, arguments: &[&str]) -> Result<String> {
-        self.run("helm", "TEST_ASSET_HELM", arguments).await
+        self.run(self.command("helm", "TEST_ASSET_HELM")?, arguments, "").await
     }
 
-    async fn run(&self, name: &str, variable: &str, arguments: &[&str]) -> Result<String> {
-        let output = tokio::process::Command::new(program(name, variable)?)
-            .args(arguments)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .stdin(Stdio::null())
-            .output()
-            .await?;
+    /// kubectl, logged in to do everything. Add arguments and run it.
+    pub fn kubectl_command(&self) -> Result<tokio::process::Command> {
+        self.command("kubectl", "TEST_ASSET_KUBECTL")
+    }
+
+    fn command(&self, name: &str, variable: &str) -> Result<tokio::process::Command> {
+        let mut command = tokio::process::Command::new(program(name, variable)?);
+        command.env("KUBECONFIG", &self.kubeconfig);
+        Ok(command)
+    }
+
+    async fn run(
+        &self,
+        mut command: tokio::process::Command,
+        arguments: &[&str],
+        input: &str,
+    ) -> Result<String> {
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut stdin = child.stdin.take().context("no standard input")?;
+        let writing = async move {
+            // Who does not read it to its end says why.
+            let _ = stdin.write_all(input.as_bytes()).await;
+            drop(stdin);
+        };
+        let ((), output) = tokio::join!(writing, child.wait_with_output());
+        let output = output?;
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "{name} {} ended with {}:\n{said}{out}",
-            arguments.join(" "),
-            output.status
-        );
+        let command = command.as_std();
+        ensure!(output.status.success(), "{command:?} ended with {}:\n{said}{out}", output.status);
         Ok(out)
     }
 

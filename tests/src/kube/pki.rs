@@ -1,4 +1,4 @@
-//! The certificates of one test cluster.
+//! The certificates of a test.
 
 use anyhow::Result;
 use rcgen::{
@@ -8,21 +8,24 @@ use rcgen::{
 
 /// A certificate authority that signs the server's and every user's certificate.
 #[derive(Debug)]
-pub(crate) struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// The authority's own certificate, PEM.
-    pub(crate) certificate: String,
+    pub certificate: String,
 }
 
 /// A certificate and its key, both PEM.
 #[derive(Debug)]
-pub(crate) struct Identity {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
+pub struct Identity {
+    /// The certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
 }
 
 impl Authority {
-    pub(crate) fn new() -> Result<Self> {
+    /// A new one.
+    pub fn new() -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = name("concordat-tests", None);
@@ -34,14 +37,18 @@ impl Authority {
 
     /// The server's identity, good for 127.0.0.1.
     pub(crate) fn server(&self) -> Result<Identity> {
-        let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"].map(String::from);
-        let mut params = CertificateParams::new(names)?;
-        params.distinguished_name = name("kube-apiserver", None);
+        self.server_of(&["127.0.0.1", "localhost", "kubernetes.default.svc"])
+    }
+
+    /// A server's identity, good for these names.
+    pub fn server_of(&self, names: &[&str]) -> Result<Identity> {
+        let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        params.distinguished_name = name("server", None);
         self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
     /// A user's identity, as Kubernetes reads it: the common name is the user, the organization a group.
-    pub(crate) fn user(&self, user: &str, group: Option<&str>) -> Result<Identity> {
+    pub fn user(&self, user: &str, group: Option<&str>) -> Result<Identity> {
         let mut params = CertificateParams::default();
         params.distinguished_name = name(user, group);
         self.sign(params, ExtendedKeyUsagePurpose::ClientAuth)

@@ -19,11 +19,21 @@ pub(crate) struct Bank {
 }
 
 impl Bank {
-    /// In a namespace that asks for sidecars and admits no pod but restricted ones.
-    pub(crate) async fn open(node: &'static Node) -> Result<Self> {
+    /// A namespace that asks for sidecars and admits no pod but restricted ones.
+    pub(crate) async fn namespace(node: &'static Node) -> Result<Namespace<'static>> {
         let labels =
             [("concordat.dev/inject", "enabled"), ("pod-security.kubernetes.io/enforce", "restricted")];
-        let bank = Self { namespace: node.namespace("bank", &labels).await? };
+        node.namespace("bank", &labels).await
+    }
+
+    /// In a namespace of its own.
+    pub(crate) async fn open(node: &'static Node) -> Result<Self> {
+        Self::open_in(Self::namespace(node).await?).await
+    }
+
+    /// In such a namespace.
+    pub(crate) async fn open_in(namespace: Namespace<'static>) -> Result<Self> {
+        let bank = Self { namespace };
         for file in fs::read_dir(Path::new(FOLDER).join("manifests"))? {
             let file = file?.path();
             bank.namespace

@@ -1,24 +1,28 @@
-//! Concordat as its chart installs it.
+//! Concordat as it is installed in a cluster.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use concordat_tests::node::Node;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
-/// The namespace of the release.
+/// The namespace of a release.
 pub(crate) const SYSTEM: &str = "concordat-system";
-const RELEASE: &str = "concordat";
-const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../helm/concordat");
+/// Where the chart's manifests are applied without Helm.
+pub(crate) const PLAIN: &str = "concordat-plain";
+pub(crate) const RELEASE: &str = "concordat";
+pub(crate) const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../helm/concordat");
 const CRDS: [&str; 3] = ["locks", "queues", "distributedtransactions"];
 
 /// A cluster has one.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// A release of the chart. While it lives, other tests wait with theirs.
+/// Concordat in a cluster. While it lives, other tests wait with theirs.
 pub(crate) struct Installation<'a> {
     pub(crate) node: &'a Node,
+    /// Where it is.
+    pub(crate) namespace: &'static str,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -31,56 +35,79 @@ impl<'a> Installation<'a> {
 
     /// `helm install` of a chart, with these arguments besides.
     pub(crate) async fn of(node: &'a Node, chart: &str, arguments: &[&str]) -> Result<Self> {
+        Self::begin(node, SYSTEM).await?.helm_install(chart, arguments).await
+    }
+
+    /// An empty namespace for it; nothing is installed anywhere.
+    pub(crate) async fn begin(node: &'a Node, namespace: &'static str) -> Result<Self> {
         let alone = ALONE.lock().await;
         // What a test that failed left.
         node.helm(&["uninstall", RELEASE, "--namespace", SYSTEM, "--ignore-not-found", "--wait"]).await?;
-        node.kubectl(&["delete", "namespace", SYSTEM, "--ignore-not-found"]).await?;
-        let install = ["install", RELEASE, chart, "--namespace", SYSTEM, "--create-namespace"];
+        let kinds = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings";
+        node.kubectl(&["delete", kinds, "--selector=app.kubernetes.io/part-of=concordat"]).await?;
+        node.kubectl(&["delete", "namespace", SYSTEM, PLAIN, "--ignore-not-found"]).await?;
+        let made = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+        node.kubectl_reads(&["apply", "--filename", "-"], &made.to_string()).await?;
+        Ok(Self { node, namespace, _alone: alone })
+    }
+
+    /// `helm install` of a chart into its namespace, with these arguments besides.
+    pub(crate) async fn helm_install(self, chart: &str, arguments: &[&str]) -> Result<Self> {
+        let install = ["install", RELEASE, chart, "--namespace", self.namespace];
         let waiting = ["--wait", "--timeout", "5m"];
-        let installed = node.helm(&[&install[..], &waiting, arguments].concat()).await;
-        installed.with_context(|| node.look(SYSTEM))?;
-        Ok(Self { node, _alone: alone })
+        let installed = self.node.helm(&[&install[..], &waiting, arguments].concat()).await;
+        installed.with_context(|| self.look())?;
+        Ok(self)
     }
 
     /// What `helm test` finds.
     pub(crate) async fn test(&self) -> Result<()> {
-        let tested = self.node.helm(&["test", RELEASE, "--namespace", SYSTEM]).await;
-        tested.with_context(|| self.node.look(SYSTEM)).map(drop)
+        let tested = self.node.helm(&["test", RELEASE, "--namespace", self.namespace]).await;
+        tested.with_context(|| self.look()).map(drop)
     }
 
     /// `helm upgrade` with other values.
     pub(crate) async fn upgrade(&self, values: &[&str]) -> Result<()> {
-        let upgrade = ["upgrade", RELEASE, CHART, "--namespace", SYSTEM, "--wait", "--timeout", "5m"];
-        let values: Vec<&str> = values.iter().flat_map(|value| ["--set", value]).collect();
-        let upgraded = self.node.helm(&[&upgrade[..], &values].concat()).await;
-        upgraded.with_context(|| self.node.look(SYSTEM)).map(drop)
+        let upgrade = ["upgrade", RELEASE, CHART, "--namespace", self.namespace, "--wait", "--timeout", "5m"];
+        let upgraded = self.node.helm(&[&upgrade[..], &set(values)].concat()).await;
+        upgraded.with_context(|| self.look()).map(drop)
     }
 
     /// `helm rollback` to the revision before.
     pub(crate) async fn rolled_back(&self) -> Result<()> {
-        let rollback = ["rollback", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "5m"];
+        let rollback = ["rollback", RELEASE, "--namespace", self.namespace, "--wait", "--timeout", "5m"];
         let rolled = self.node.helm(&rollback).await;
-        rolled.with_context(|| self.node.look(SYSTEM)).map(drop)
+        rolled.with_context(|| self.look()).map(drop)
     }
 
     /// `helm uninstall`, with its hooks.
     pub(crate) async fn uninstall(&self) -> Result<()> {
-        let uninstall = ["uninstall", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "5m"];
+        let uninstall = ["uninstall", RELEASE, "--namespace", self.namespace, "--wait", "--timeout", "5m"];
         let uninstalled = self.node.helm(&uninstall).await;
-        uninstalled.with_context(|| self.node.look(SYSTEM)).map(drop)
+        uninstalled.with_context(|| self.look()).map(drop)
     }
 
-    /// kubectl in the namespace of the release.
+    /// What a person would look at when something went wrong.
+    pub(crate) fn look(&self) -> String {
+        self.node.look(self.namespace)
+    }
+
+    /// kubectl in its namespace.
     pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        self.node.kubectl(&[&["--namespace", SYSTEM], arguments].concat()).await
+        self.node.kubectl(&[&["--namespace", self.namespace], arguments].concat()).await
+    }
+
+    /// Waits until its operators, or the members of its etcd, are as they are to be.
+    pub(crate) async fn rolled_out(&self, what: &str) -> Result<()> {
+        let rolled = self.kubectl(&["rollout", "status", what, "--timeout=5m"]).await;
+        rolled.with_context(|| self.look()).map(drop)
     }
 
     /// So many operators run from now on, and answer.
     pub(crate) async fn operators(&self, count: u32) -> Result<()> {
         let replicas = format!("--replicas={count}");
         self.kubectl(&["scale", "deployment/concordat-operator", &replicas]).await?;
-        let rolled = ["rollout", "status", "deployment/concordat-operator", "--timeout=3m"];
-        self.kubectl(&rolled).await?;
+        self.rolled_out("deployment/concordat-operator").await?;
         if count == 0 {
             let pods = "--selector=app.kubernetes.io/component=operator";
             self.kubectl(&["wait", "pods", pods, "--for=delete", "--timeout=2m"]).await?;
@@ -88,9 +115,14 @@ impl<'a> Installation<'a> {
         Ok(())
     }
 
-    /// Nothing is left that blocks anything: no webhook, no finalizer, no Secret, no role; the resources and the data
-    /// stay, as `keep` says.
+    /// Nothing is left that blocks anything: no webhook, no finalizer, no Secret, no lease, no role; the resources and the
+    /// data stay, as `keep` says.
     pub(crate) async fn left_nothing(&self) -> Result<()> {
+        self.left_nothing_but(&[]).await
+    }
+
+    /// Nothing but these Secrets that people made, each as namespace and name.
+    pub(crate) async fn left_nothing_but(&self, given: &[(&str, &str)]) -> Result<()> {
         let names = async |arguments: &[&str]| {
             let listed = self.node.kubectl(&[&["get", "--output=json"], arguments].concat()).await?;
             let listed: Value = serde_json::from_str(&listed)?;
@@ -100,9 +132,11 @@ impl<'a> Installation<'a> {
             let ours: Vec<_> = names(&[kind]).await?.into_iter().filter(of_the_chart).collect();
             ensure!(ours.is_empty(), "{kind} are left: {ours:#?}");
         }
-        let secrets = names(&["secrets", "--all-namespaces"]).await?;
-        let ours: Vec<_> = secrets.into_iter().filter(of_the_chart).collect();
-        ensure!(ours.is_empty(), "Secrets are left: {ours:#?}");
+        for kind in ["secrets", "leases", "jobs", "deployments", "statefulsets", "rolebindings"] {
+            let mut ours = names(&[kind, "--all-namespaces"]).await?;
+            ours.retain(|object| of_the_chart(object) && !given.iter().any(|one| is(object, one)));
+            ensure!(ours.is_empty(), "{kind} are left: {ours:#?}");
+        }
         for kind in CRDS {
             for object in names(&[&format!("{kind}.concordat.dev"), "--all-namespaces"]).await? {
                 ensure!(object["metadata"]["finalizers"].is_null(), "a finalizer is left: {object:#}");
@@ -112,7 +146,16 @@ impl<'a> Installation<'a> {
     }
 }
 
+/// Values as Helm's arguments.
+pub(crate) fn set<'a>(values: &[&'a str]) -> Vec<&'a str> {
+    values.iter().flat_map(|value| ["--set", value]).collect()
+}
+
 /// Whether an object is the chart's or the operator's.
 fn of_the_chart(object: &Value) -> bool {
     object["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("concordat"))
+}
+
+fn is(object: &Value, (namespace, name): &(&str, &str)) -> bool {
+    object["metadata"]["namespace"] == *namespace && object["metadata"]["name"] == *name
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     bank::{Bank, shell},
     installation::Installation,
+    kubectl::Plugin,
     traffic::{Held, Traffic},
 };
 
@@ -50,12 +51,15 @@ pub(crate) async fn rolls(installation: &Installation<'_>, bank: &Rc<Bank>, made
 /// back, any other does not.
 pub(crate) async fn no_operator(
     installation: &Installation<'_>,
+    plugin: &Plugin<'_>,
     bank: &Rc<Bank>,
     made: &mut Made,
 ) -> Result<()> {
     let held = Held::take(bank).await?;
     let traffic = Traffic::start(bank, "no-operator");
     installation.operators(0).await?;
+    plugin.finds("failed", "operator", "0 of 0 ready").await?;
+    plugin.finds("failed", "webhook Service", "has no ready endpoint").await?;
     let asks = bank.namespace.apply(pod("asks", &json!({}))).await;
     let refusal = asks.err().context("a pod came in without the sidecar that it asks for")?;
     ensure!(format!("{refusal:#}").contains("inject.concordat.dev"), "{refusal:#}");

@@ -3,9 +3,13 @@
 
 mod bank;
 mod base;
+mod clerk;
+mod external;
 mod installation;
 mod isolation;
+mod kubectl;
 mod life;
+mod plain;
 mod story;
 mod traffic;
 mod upgrade;

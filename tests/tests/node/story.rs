@@ -7,7 +7,13 @@ use concordat_tests::{node::Node, process::eventually};
 use serde_json::json;
 use tokio::task::LocalSet;
 
-use crate::{bank::Bank, installation::Installation, isolation, life};
+use crate::{
+    bank::Bank,
+    installation::Installation,
+    isolation,
+    kubectl::{self, Plugin},
+    life,
+};
 
 #[tokio::test]
 async fn a_cluster_agrees_from_install_to_uninstall() -> Result<()> {
@@ -16,14 +22,16 @@ async fn a_cluster_agrees_from_install_to_uninstall() -> Result<()> {
 
 async fn story() -> Result<()> {
     let node = Node::shared().await?;
+    let plugin = Plugin::new(node)?;
     let installation = Installation::install(node).await?;
     installation.test().await?;
     let bank = Rc::new(Bank::open(node).await?);
     let mut made = BTreeMap::new();
 
     agrees(&bank, &mut made).await?;
+    kubectl::works(&plugin, &installation, &bank).await?;
     life::rolls(&installation, &bank, &mut made).await?;
-    life::no_operator(&installation, &bank, &mut made).await?;
+    life::no_operator(&installation, &plugin, &bank, &mut made).await?;
     life::short_of_memory(&bank, &mut made).await?;
     life::drained(&bank, &mut made).await?;
     life::job_ends(&bank).await?;
