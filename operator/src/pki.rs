@@ -6,16 +6,18 @@
 //! | the authority's | 10 years | a next one is trusted from two thirds, and signs from five sixths | Secret `--ca-secret` |
 //! | any other | 30 days | at two thirds | a Secret; the webhook's in memory, one a replica |
 //!
-//! Ten days are left when a renewal is due: for so long the operator may be away. Between a next authority's being
-//! trusted and its signing lie 20 months, so that also those who read what they trust only when they start, as etcd
-//! does, know it in time.
+//! Ten days are left when a renewal is due: for so long the operator may be away. A next authority's being trusted and
+//! its signing lie 20 months apart, or as long as `--turn-pause` says where somebody asked for the turn. etcd reads whom
+//! to trust only when it starts: its members are started anew when that changes (`members`), and nobody signs before
+//! they know him.
 
 mod authority;
 mod certificate;
 pub mod keeper;
+mod members;
 pub mod secret;
 
-pub use authority::{Authority, Issued, Request, Usage};
+pub use authority::{Asked, Authority, Issued, Request, Usage};
 pub use certificate::{Certificate, Life};
 
 /// Why there is no certificate.

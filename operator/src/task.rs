@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     inject::{CONTAINER, IDENTITY, INJECT},
-    pki::secret::MANAGED_BY,
+    pki::secret::{MANAGED_BY, PART_OF},
 };
 
 /// How many objects are read at once.
@@ -34,9 +34,9 @@ const PACE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Task {
     /// After the operator is gone: takes its finalizer off the objects that stay, so that they and their namespaces can be
-    /// deleted, and deletes the Secrets and the lease that operators made
+    /// deleted, and deletes the Secrets and the lease that operators, or cert-manager for them, made
     Uninstall {
-        /// Secrets of the own namespace that operators made, separated by commas
+        /// Secrets of the own namespace that were made for operators, separated by commas
         #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
         secrets: Vec<String>,
         /// Lease of the own namespace by which operators elected a leader
@@ -93,10 +93,10 @@ pub async fn run(task: Task) -> Result<(), Error> {
             release::<DistributedTransaction>(&client, &mut failures).await;
             let namespaces = all(&Api::<Namespace>::all(client.clone()), "namespaces").await;
             for namespace in failures.note(namespaces).unwrap_or_default() {
-                failures.note(delete_secret(&client, &namespace.name_any(), IDENTITY).await);
+                failures.note(delete_secret(&client, &namespace.name_any(), IDENTITY, MANAGED_BY).await);
             }
             for secret in secrets {
-                failures.note(delete_secret(&client, &own, &secret).await);
+                failures.note(delete_secret(&client, &own, &secret, PART_OF).await);
             }
             if let Some(lease) = lease {
                 let deleted = leases.delete(&lease, &DeleteParams::default()).await;
@@ -204,12 +204,17 @@ impl Failures {
     }
 }
 
-/// Deletes a Secret if an operator made it.
-async fn delete_secret(client: &Client, namespace: &str, name: &str) -> Result<(), Error> {
+/// Deletes a Secret if it has this label: nobody else's.
+async fn delete_secret(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    (label, value): (&str, &str),
+) -> Result<(), Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let what = format!("Secret {namespace}/{name}");
     let found = api.get_opt(name).await.map_err(|why| failed(&what, why))?;
-    let ours = |secret: &Secret| secret.labels().get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1);
+    let ours = |secret: &Secret| secret.labels().get(label).is_some_and(|of| of == value);
     if found.as_ref().is_some_and(ours) {
         gone(api.delete(name, &DeleteParams::default()).await, &what)?;
     }

@@ -1,6 +1,6 @@
 //! How long certificates are good for yet.
 
-use concordat_operator::pki::{Certificate, Life, secret::MANAGED_BY};
+use concordat_operator::pki::{Certificate, Life, secret::{DISTRUST, MANAGED_BY}};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt, api::ListParams};
@@ -12,6 +12,8 @@ use crate::cluster::{Cluster, Installation};
 const OF_A_NAMESPACE: &str = "concordat-etcd-client";
 /// Where a certificate is in a Secret of type kubernetes.io/tls.
 const CERTIFICATE: &str = "tls.crt";
+/// The annotation by which cert-manager tells of which of its Certificates a Secret is.
+const BY_CERT_MANAGER: &str = "cert-manager.io/certificate-name";
 const DAY: i64 = 24 * 60 * 60;
 
 /// Those of the installation, then those of namespaces.
@@ -63,21 +65,35 @@ pub(super) async fn look(cluster: &Cluster, of: &Installation) -> Vec<Finding> {
 fn judge(secret: &Secret, now: Timestamp) -> Option<Finding> {
     let pem = &secret.data.as_ref()?.get(CERTIFICATE)?.0;
     let check = format!("certificate {}/{}", secret.namespace().unwrap_or_default(), secret.name_any());
-    let renew = if secret.labels().get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1) {
-        format!(
-            "see why the operator has not renewed it in its log; to have it made anew: kubectl --namespace {} delete secret {}",
-            secret.namespace().unwrap_or_default(),
-            secret.name_any()
-        )
-    } else {
-        "the operator did not make it: whoever did renews it, cert-manager or you".to_owned()
-    };
+    let renew = to_renew(secret, now);
     let Ok(certificate) = Certificate::read(&String::from_utf8_lossy(pem)) else {
         return Some(Finding::failed(check, format!("its {CERTIFICATE} is no certificate"), renew));
     };
     // Of an authority's life more is over before the next one signs.
     let share = if secret.name_any().ends_with("-ca") { 8 } else { 4 };
     Some(of_life(check, certificate.life, share, renew, now))
+}
+
+/// What to do about a Secret whose certificate was not renewed.
+fn to_renew(secret: &Secret, now: Timestamp) -> String {
+    let (namespace, name) = (secret.namespace().unwrap_or_default(), secret.name_any());
+    let kubectl = format!("kubectl --namespace {namespace}");
+    if let Some(certificate) = secret.annotations().get(BY_CERT_MANAGER) {
+        return format!(
+            "see why cert-manager has not renewed it: {kubectl} describe certificate {certificate}"
+        );
+    }
+    if secret.labels().get(MANAGED_BY.0).is_none_or(|by| by != MANAGED_BY.1) {
+        return "the operator did not make it: whoever did renews it".to_owned();
+    }
+    // One that is deleted is made again as it was.
+    let anew = if name.ends_with("-ca") {
+        let second = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        format!("{kubectl} annotate --overwrite secret {name} {DISTRUST}={second}")
+    } else {
+        format!("{kubectl} delete secret {name}")
+    };
+    format!("see why the operator has not renewed it in its log; to have it made anew: {anew}")
 }
 
 /// How a certificate stands that should be renewed before only this share of its life is left.

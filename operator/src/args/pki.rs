@@ -1,6 +1,9 @@
 //! Flags of the operator's own certificates.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     args::{Args, refused},
@@ -15,8 +18,13 @@ pub(crate) struct Certificates {
     /// The authority's Secret is made and renewed by somebody else, cert-manager say: it is only read
     #[arg(long, env = "CONCORDAT_CA_GIVEN", requires = "ca_secret")]
     ca_given: bool,
+    /// How long a next authority is trusted before it signs, and then the former one, when the annotation
+    /// concordat.dev/distrust-before of the authority's Secret asks for a turn, from 10s to 7 days
+    #[arg(long, env = "CONCORDAT_TURN_PAUSE", value_name = "DURATION", default_value = "10m", value_parser = pause)]
+    turn_pause: Duration,
     /// headless Service and StatefulSet of etcd, whose certificates are made in the Secrets NAME-tls and NAME-root unless
-    /// --etcd-cert-file or --ca-given says that somebody else makes them
+    /// --etcd-cert-file or --ca-given says that somebody else makes them. Its members are started anew when `ca.crt` of
+    /// NAME-tls changes
     #[arg(long, env = "CONCORDAT_ETCD_SERVICE", value_name = "NAME", requires = "ca_secret")]
     etcd_service: Option<String>,
     /// How many members that etcd has
@@ -43,7 +51,9 @@ impl Args {
 
     /// Which certificates are kept, in this namespace.
     pub(crate) fn kept(&self, namespace: &str) -> Result<Kept, clap::Error> {
-        let authority = self.pki.ca_secret.clone().map(|secret| Source { secret, given: self.is_ca_given() });
+        let pause = self.pki.turn_pause;
+        let source = |secret| Source { secret, given: self.is_ca_given(), pause };
+        let authority = self.pki.ca_secret.clone().map(source);
         let etcd = self.own_identity().zip(self.pki.etcd_service.clone()).map(|(folder, service)| Etcd {
             service,
             replicas: self.pki.etcd_replicas,
@@ -61,6 +71,13 @@ impl Args {
                 configuration: flags.webhook_name.clone(),
             }),
         };
-        Ok(Kept { namespace: namespace.to_owned(), authority, etcd, webhook })
+        let members = self.pki.etcd_service.clone();
+        Ok(Kept { namespace: namespace.to_owned(), authority, etcd, members, webhook })
     }
+}
+
+fn pause(text: &str) -> Result<Duration, String> {
+    let pause = Duration::from(text.parse::<concordat_crds::Duration>().map_err(|error| error.to_string())?);
+    let [least, most] = [Duration::from_secs(10), Duration::from_hours(7 * 24)];
+    if (least..=most).contains(&pause) { Ok(pause) } else { Err("set it from 10s to 168h".into()) }
 }

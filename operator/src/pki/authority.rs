@@ -56,6 +56,15 @@ impl std::fmt::Debug for Issued {
     }
 }
 
+/// A turn that somebody asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Who was made earlier is to be followed by another, and then is not to be trusted.
+    pub since: Timestamp,
+    /// How long the next one is trusted before it signs, and after that the former one.
+    pub pause: Duration,
+}
+
 /// The one who signs, the one who will, and those who did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
@@ -132,18 +141,32 @@ impl Authority {
         Ok(Certificate::read(&self.signer.certificate)?.life)
     }
 
-    /// What is to become of it now, if anything: a next one is made, or signs, or a former one is over.
-    pub fn turn(&self, now: Timestamp) -> Result<Option<Self>, Error> {
+    /// What is to become of it now, if anything: a next one is made, or signs, or a former one is over. `known` says that
+    /// those who read only when they start whom to trust have read what is trusted now.
+    pub fn turn(&self, now: Timestamp, asked: Option<Asked>, known: bool) -> Result<Option<Self>, Error> {
         let mut turned = self.clone();
         turned.former.retain(|pem| Certificate::read(pem).is_ok_and(|former| now <= former.life.not_after));
+        let distrusted = |life: &Life| asked.is_some_and(|asked| made(life) < asked.since.as_second());
+        let over = |life: &Life, pauses: i64| {
+            asked.is_some_and(|asked| now.as_second() >= made(life) + pauses * asked.pause.as_secs() as i64)
+        };
         let life = self.life()?;
-        match turned.next.take() {
-            Some(next) if life.is_over(5, 6, now) => {
-                let former = std::mem::replace(&mut turned.signer, next);
-                turned.former.push(former.certificate);
+        let goes = distrusted(&life);
+        let next = self.next.as_ref().map(|next| Certificate::read(&next.certificate)).transpose()?;
+        match (turned.next.take(), next.map(|next| next.life)) {
+            (Some(next), Some(of)) if !distrusted(&of) => {
+                if known && (life.is_over(5, 6, now) || goes && over(&of, 1)) {
+                    let former = std::mem::replace(&mut turned.signer, next);
+                    turned.former.push(former.certificate);
+                } else {
+                    turned.next = Some(next);
+                }
             }
-            None if life.due(now) => turned.next = Some(authority(now)?),
-            next => turned.next = next,
+            _ if goes || life.due(now) => turned.next = Some(authority(now)?),
+            _ => {}
+        }
+        if !goes && known && over(&life, 2) {
+            turned.former.retain(|pem| Certificate::read(pem).is_ok_and(|former| !distrusted(&former.life)));
         }
         Ok((turned != *self).then_some(turned))
     }
@@ -180,6 +203,11 @@ fn authority(now: Timestamp) -> Result<Issued, Error> {
     Ok(Issued { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
 }
 
+/// When one of ours was made, seconds since 1970.
+fn made(life: &Life) -> i64 {
+    life.not_before.as_second() + SKEW
+}
+
 fn named(common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
@@ -193,7 +221,7 @@ fn last(params: &mut CertificateParams, from: i64, until: i64) {
 }
 
 /// The PEM blocks of a text.
-fn blocks(text: &str) -> impl Iterator<Item = String> {
+pub(super) fn blocks(text: &str) -> impl Iterator<Item = String> {
     const END: &str = "-----END CERTIFICATE-----";
     text.split_inclusive(END)
         .filter(|block| block.contains(END))

@@ -20,7 +20,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Authority, Certificate, Error, Issued, Request, Usage, secret::Secrets};
+use super::{Authority, Certificate, Error, Issued, Request, Usage, members, secret::Secrets};
 use crate::{
     admin::Health,
     metrics::Metrics,
@@ -41,6 +41,8 @@ pub struct Kept {
     pub authority: Option<Source>,
     /// etcd's servers, if their certificates are the operator's to make.
     pub etcd: Option<Etcd>,
+    /// StatefulSet of etcd's members, which trust the `ca.crt` of the Secret `<name>-tls`, whoever writes it.
+    pub members: Option<String>,
     /// The webhook's certificate, if it is served.
     pub webhook: Option<Webhook>,
 }
@@ -52,6 +54,8 @@ pub struct Source {
     pub secret: String,
     /// Somebody else makes it and renews it.
     pub given: bool,
+    /// How long lies between two steps of a turn that somebody asked for.
+    pub pause: Duration,
 }
 
 /// etcd in the cluster.
@@ -92,6 +96,8 @@ pub struct Keeper {
     shown: Option<(Issued, Certificate, String)>,
     /// What this replica needs for etcd is there.
     known_to_etcd: bool,
+    /// Whom all of etcd's members trust, by name.
+    trusted_by_etcd: Option<String>,
 }
 
 impl Keeper {
@@ -108,6 +114,7 @@ impl Keeper {
             certificates: Arc::default(),
             authority: watch::Sender::default(),
             shown: None,
+            trusted_by_etcd: None,
         }
     }
 
@@ -148,6 +155,7 @@ impl Keeper {
             _ => Ok(()),
         };
         self.known_to_etcd |= authority.is_ok() && etcd.is_ok();
+        let members = self.see_to_members().await;
         let webhook = match (&authority, self.kept.webhook.clone()) {
             (_, Some(Webhook::Folder(folder))) => self.read_folder(&folder),
             (Ok(Some(authority)), Some(Webhook::Issued { service, configuration })) => {
@@ -157,16 +165,29 @@ impl Keeper {
         };
         let good = self.shown.as_ref().is_some_and(|(_, certificate, _)| certificate.life.holds(now));
         self.health.uncertified.store(self.kept.webhook.is_some() && !good, Ordering::Relaxed);
-        authority.map(drop).and(etcd).and(webhook)
+        authority.map(drop).and(etcd).and(members).and(webhook)
+    }
+
+    async fn see_to_members(&mut self) -> Result<(), Error> {
+        self.trusted_by_etcd = None;
+        if let Some(service) = &self.kept.members {
+            self.trusted_by_etcd = members::trust(&self.client, &self.kept.namespace, service).await?;
+        }
+        Ok(())
     }
 
     async fn look_up(&self, now: Timestamp) -> Result<Option<Authority>, Error> {
-        let Some(Source { secret, given }) = &self.kept.authority else { return Ok(None) };
+        let Some(Source { secret, given, pause }) = &self.kept.authority else { return Ok(None) };
         let known = self.authority.borrow().clone();
         let authority = if *given {
             self.secrets.given(&self.kept.namespace, secret).await?
         } else {
-            self.secrets.authority(&self.kept.namespace, secret, known.as_ref(), now).await?
+            let trusted = self.trusted_by_etcd.as_deref();
+            let knows = |authority: &Authority| {
+                self.kept.members.is_none() || trusted == Some(&members::name(&authority.trusted()))
+            };
+            let namespace = &self.kept.namespace;
+            self.secrets.authority(namespace, secret, known.as_ref(), now, *pause, knows).await?
         };
         self.metrics.certified("authority", authority.life()?);
         if known.as_ref() != Some(&authority) {

@@ -1,16 +1,21 @@
 //! Certificates in Secrets. Replicas write them without asking each other: a Secret is created or replaced only as it was
 //! read, so the first one's stands and the others read it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{Api, Client, api::PostParams};
 
-use super::{Authority, Certificate, Error, Issued, Request};
+use super::{Asked, Authority, Certificate, Error, Issued, Request};
 
 /// The label of what the operator makes, and its value.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "concordat-operator");
+/// The label, and its value, of all that is Concordat's: the chart has cert-manager put it on the Secrets that it makes.
+pub const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "concordat");
+/// The annotation of the authority's Secret by which somebody asks for another one: the time, as in RFC 3339. Who was
+/// made before is replaced, and then not trusted.
+pub const DISTRUST: &str = "concordat.dev/distrust-before";
 /// How often a write is tried that others' writes come before.
 const ATTEMPTS: usize = 5;
 
@@ -40,14 +45,17 @@ impl Secrets {
         Self { client }
     }
 
-    /// The authority of a Secret: as it is there, or turned where its time has come; made where there is none, from
-    /// `known` if a replica still knows it.
+    /// The authority of a Secret: as it is there, or turned where its time has come or somebody asked for it; made where
+    /// there is none, from `last` if a replica still knows it. Between two steps of a turn that was asked for lies at
+    /// least `pause`; `known` says of an authority whether all know by now whom it has them trust.
     pub async fn authority(
         &self,
         namespace: &str,
         name: &str,
-        known: Option<&Authority>,
+        last: Option<&Authority>,
         now: Timestamp,
+        pause: Duration,
+        known: impl Fn(&Authority) -> bool,
     ) -> Result<Authority, Error> {
         for _ in 0..ATTEMPTS {
             let found = self.get(namespace, name).await?;
@@ -55,12 +63,14 @@ impl Secrets {
                 Some(secret) => {
                     let read = Authority::read(&bytes(secret))
                         .map_err(|error| Error::Read(format!("Secret {name}: {error}")))?;
-                    match read.turn(now)? {
+                    let since = distrusted_before(secret)?.filter(|since| *since <= now);
+                    let asked = since.map(|since| Asked { since, pause });
+                    match read.turn(now, asked, known(&read))? {
                         Some(turned) if is_ours(secret) => turned,
                         _ => return Ok(read),
                     }
                 }
-                None => known.cloned().map_or_else(|| Authority::new(now), Ok)?,
+                None => last.cloned().map_or_else(|| Authority::new(now), Ok)?,
             };
             if self.put(namespace, name, found, wanted.data()).await? {
                 return Ok(wanted);
@@ -131,7 +141,7 @@ impl Secrets {
                 let mut secret =
                     Secret { data: Some(data), type_: Some("kubernetes.io/tls".into()), ..Secret::default() };
                 secret.metadata.name = Some(name.to_owned());
-                let labels = [MANAGED_BY, ("app.kubernetes.io/part-of", "concordat")];
+                let labels = [MANAGED_BY, PART_OF];
                 secret.metadata.labels = Some(labels.map(|(name, value)| (name.into(), value.into())).into());
                 api.create(&params, &secret).await
             }
@@ -154,6 +164,16 @@ impl Secrets {
 
 fn bytes(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
     secret.data.iter().flatten().map(|(name, bytes)| (name.clone(), bytes.0.clone())).collect()
+}
+
+/// What somebody asks of an authority by [`DISTRUST`].
+fn distrusted_before(secret: &Secret) -> Result<Option<Timestamp>, Error> {
+    let Some(text) = secret.metadata.annotations.as_ref().and_then(|of| of.get(DISTRUST)) else {
+        return Ok(None);
+    };
+    let wrong =
+        |why| Error::Read(format!("annotation {DISTRUST}: {text:?} is no time as in RFC 3339: {why}"));
+    text.parse().map(Some).map_err(wrong)
 }
 
 fn is_ours(secret: &Secret) -> bool {

@@ -44,7 +44,8 @@ const DAY: Duration = Duration::from_hours(24);
 fn kept(world: &World, folder: &Path) -> Kept {
     Kept {
         namespace: world.namespace.clone(),
-        authority: Some(Source { secret: "ca".into(), given: false }),
+        authority: Some(Source { secret: "ca".into(), given: false, pause: Duration::from_secs(60) }),
+        members: None,
         etcd: Some(Etcd { service: "etcd".into(), replicas: 3, folder: folder.to_owned() }),
         webhook: Some(Webhook::Issued { service: "webhook".into(), configuration: None }),
     }
@@ -111,7 +112,8 @@ async fn what_somebody_else_made_is_never_written() {
         world.api::<Secret>().create(&PostParams::default(), &secret).await.unwrap();
     }
     // It is due, and it is theirs to renew it.
-    assert_eq!(secrets.authority(namespace, "ca", None, now).await.unwrap(), long_ago);
+    let read = secrets.authority(namespace, "ca", None, now, Duration::ZERO, |_| true).await.unwrap();
+    assert_eq!(read, long_ago);
     assert_eq!(secrets.given(namespace, "ca").await.unwrap(), long_ago);
     let request = Request { common_name: "root".into(), names: Vec::new(), usage: Usage::Client };
     let issued = secrets.issued(namespace, "leaf", &request, &long_ago, now).await;

@@ -98,7 +98,7 @@ fn it_is_read_as_it_was_written() {
     for step in 0..40 {
         assert_eq!(Authority::read(&authority.data()).unwrap(), authority, "{step}");
         let now = at(NOW + step * AUTHORITY / 12);
-        authority = authority.turn(now).unwrap().unwrap_or(authority);
+        authority = authority.turn(now, None, true).unwrap().unwrap_or(authority);
     }
     let mut data = authority.data();
     data.insert(KEY.into(), KeyPair::generate().unwrap().serialize_pem().into_bytes());
@@ -133,12 +133,12 @@ fn all_trust(late: i64, turn: impl Fn(&Authority, Timestamp) -> Option<Authority
 
 #[test]
 fn nobody_is_distrusted_while_one_authority_follows_another() {
-    assert!(all_trust(1, |authority, now| authority.turn(now).unwrap()));
+    assert!(all_trust(1, |authority, now| authority.turn(now, None, true).unwrap()));
     // etcd, say, was last started 18 months ago.
-    assert!(all_trust(540, |authority, now| authority.turn(now).unwrap()));
+    assert!(all_trust(540, |authority, now| authority.turn(now, None, true).unwrap()));
     // Planted: the next one signs as soon as it is there.
     assert!(!all_trust(540, |authority, now| {
-        let turned = authority.turn(now).unwrap()?;
+        let turned = authority.turn(now, None, true).unwrap()?;
         turned.next.clone().map(|signer| Authority {
             signer,
             next: None,
@@ -147,4 +147,58 @@ fn nobody_is_distrusted_while_one_authority_follows_another() {
     }));
     // Planted: there never is a next one.
     assert!(!all_trust(1, |_, _| None));
+}
+
+/// Who signs, will sign and signed, by when each was made, in seconds after `NOW`.
+fn of(authority: &Authority) -> (i64, Option<i64>, Vec<i64>) {
+    let made = |pem: &String| made(&Certificate::read(pem).unwrap().life) - NOW;
+    let next = authority.next.as_ref().map(|next| made(&next.certificate));
+    (made(&authority.signer.certificate), next, authority.former.iter().map(made).collect())
+}
+
+#[test]
+fn a_turn_that_is_asked_for_goes_step_by_step_and_waits_for_etcd() {
+    let mut authority = Authority::new(at(NOW)).unwrap();
+    let asked = Some(Asked { since: at(NOW + 1_000), pause: Duration::from_secs(60) });
+    let mut step = |second: i64, known: bool| {
+        let turned = authority.turn(at(NOW + second), asked, known).unwrap();
+        let changed = turned.is_some();
+        authority = turned.unwrap_or(authority.clone());
+        (changed, of(&authority))
+    };
+    assert_eq!(step(1_000, true), (true, (0, Some(1_000), vec![])));
+    // Neither before the pause is over nor before etcd knows the next one does that sign.
+    assert_eq!(step(1_059, true), (false, (0, Some(1_000), vec![])));
+    assert_eq!(step(1_060, false), (false, (0, Some(1_000), vec![])));
+    assert_eq!(step(1_070, true), (true, (1_000, None, vec![0])));
+    // The former one is trusted for as long again, and until etcd has seen who signs now.
+    assert_eq!(step(1_119, true), (false, (1_000, None, vec![0])));
+    assert_eq!(step(1_120, false), (false, (1_000, None, vec![0])));
+    assert_eq!(step(1_120, true), (true, (1_000, None, vec![])));
+    // What was asked for is done, once.
+    assert_eq!(step(9_999, true), (false, (1_000, None, vec![])));
+}
+
+#[test]
+fn whoever_is_asked_for_anew_is_no_older_than_that() {
+    let old =
+        Authority { next: Some(authority(at(NOW - 5)).unwrap()), ..Authority::new(at(NOW - 9)).unwrap() };
+    let asked = Some(Asked { since: at(NOW), pause: Duration::ZERO });
+    // Whoever read the Secret has the key of the next one, too.
+    let turned = old.turn(at(NOW), asked, true).unwrap().unwrap();
+    assert_eq!(of(&turned), (-9, Some(0), vec![]));
+    // An old one that nobody complains of stays as long as its signatures do.
+    let former = Authority { former: vec![old.signer.certificate], ..Authority::new(at(NOW)).unwrap() };
+    assert_eq!(former.turn(at(NOW + 9), None, true).unwrap(), None);
+    assert_eq!(of(&former.turn(at(NOW + 9), asked, true).unwrap().unwrap()), (0, None, vec![]));
+}
+
+#[test]
+fn nobody_signs_whom_etcd_does_not_know() {
+    let authority = Authority::new(at(NOW)).unwrap();
+    let turned = authority.turn(at(NOW + AUTHORITY * 2 / 3), None, false).unwrap().unwrap();
+    assert!(turned.next.is_some());
+    let due = at(NOW + AUTHORITY * 5 / 6 + DAY);
+    assert_eq!(turned.turn(due, None, false).unwrap(), None);
+    assert!(turned.turn(due, None, true).unwrap().unwrap().next.is_none());
 }
