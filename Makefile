@@ -62,6 +62,10 @@ images: binaries ## Makes the images of operator, sidecar and bank: OCI archives
 node: tools ## Installs and builds what a Kubernetes node of tests takes (once)
 	tests/kubernetes/node build
 
+.PHONY: cert-manager
+cert-manager: ## Builds the cert-manager that tests install on the node (once, from Go modules)
+	tests/kubernetes/build cert-manager
+
 .PHONY: dapr
 dapr: ## Installs Dapr's own SDKs that tests run (once, from npm and PyPI)
 	tests/dapr/install

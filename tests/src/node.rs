@@ -150,6 +150,29 @@ impl Node {
         Ok(out)
     }
 
+    /// Brings cert-manager to the node, built from its Go module where it is not yet.
+    pub async fn bring_cert_manager(&self) -> Result<()> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes/node");
+        let brought = tokio::process::Command::new(script).arg("cert-manager").output().await?;
+        ensure!(
+            brought.status.success(),
+            "no cert-manager:\n{}{}",
+            String::from_utf8_lossy(&brought.stderr),
+            self.look("cert-manager")
+        );
+        Ok(())
+    }
+
+    /// Takes it away again, with all that it knows.
+    pub async fn take_cert_manager_away(&self) -> Result<()> {
+        let definitions = self.kubectl(&["get", "customresourcedefinitions", "--output=name"]).await?;
+        let definitions = definitions.lines().filter(|name| name.ends_with(".cert-manager.io"));
+        self.kubectl(&[&["delete"][..], &definitions.collect::<Vec<_>>()].concat()).await?;
+        let rest = ["namespace/cert-manager", "clusterrolebinding/cert-manager"];
+        let hook = ["validatingwebhookconfiguration/cert-manager-webhook", "--timeout=3m"];
+        self.kubectl(&[&["delete"][..], &rest, &hook].concat()).await.map(drop)
+    }
+
     /// A new namespace with a random name for the test called `test`, with these labels.
     pub async fn namespace(&self, test: &str, labels: &[(&str, &str)]) -> Result<Namespace<'_>> {
         let name = format!("test-{:08x}", rand::random::<u32>());

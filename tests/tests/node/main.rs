@@ -3,6 +3,7 @@
 
 mod bank;
 mod base;
+mod cert_manager;
 mod clerk;
 mod external;
 mod installation;
@@ -10,6 +11,7 @@ mod isolation;
 mod kubectl;
 mod life;
 mod plain;
+mod renewal;
 mod story;
 mod traffic;
 mod upgrade;
