@@ -1,6 +1,9 @@
 //! How long certificates are good for yet.
 
-use concordat_operator::pki::{Certificate, Life, secret::{DISTRUST, MANAGED_BY}};
+use concordat_operator::pki::{
+    Certificate, Life,
+    secret::{DISTRUST, MANAGED_BY},
+};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt, api::ListParams};

@@ -119,7 +119,9 @@ async fn leaves(installation: &Installation<'_>, bank: &Bank) -> Result<()> {
     let until = Certificate::read(&webhook["tls.crt"])?.life.not_after.to_string();
     renew(installation, "concordat-etcd", "concordat-etcd-tls").await?;
     installation.kubectl(&["delete", "secret", "concordat-etcd-tls"]).await?;
-    let etcd = eventually("it is made anew", async || texts(installation, SYSTEM, "concordat-etcd-tls").await).await?;
+    let etcd =
+        eventually("it is made anew", async || texts(installation, SYSTEM, "concordat-etcd-tls").await)
+            .await?;
     eventually("etcd shows it", async || {
         let client = texts(installation, bank.namespace.name(), CLIENT).await?;
         let shown = shown_by_etcd(installation, &client).await?;
@@ -156,7 +158,10 @@ async fn another_key(installation: &Installation<'_>) -> Result<()> {
     installation.kubectl(&[&["delete", "secret"][..], &others].concat()).await?;
     for name in others {
         eventually("it is made anew", async || {
-            ensure!(texts(installation, SYSTEM, name).await?["ca.crt"] == ca["tls.crt"], "{name} is of another");
+            ensure!(
+                texts(installation, SYSTEM, name).await?["ca.crt"] == ca["tls.crt"],
+                "{name} is of another"
+            );
             Ok(())
         })
         .await?;
