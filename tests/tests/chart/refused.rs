@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::world::{chart, file, refusal};
 
 /// Values that a wrong hand wrote, and what helm says of them.
-const WRONG: [(&str, &str); 37] = [
+const WRONG: [(&str, &str); 38] = [
     ("--set=surprise=1", "additional properties 'surprise' not allowed"),
     ("--set=operator.replica=1", "at '/operator': additional properties 'replica' not allowed"),
     ("--set=operator.replicas=0", "at '/operator/replicas': minimum: got 0, want 1"),
@@ -36,6 +36,7 @@ const WRONG: [(&str, &str); 37] = [
     ("--set=etcd.external.endpoints={etcd:2379}", "at '/etcd/external/endpoints/0'"),
     ("--set=etcd.external.endpoint=x", "at '/etcd/external'"),
     ("--set=pki.provider=vault", "at '/pki/provider'"),
+    ("--set=pki.operator.turnPause=10", "at '/pki/operator/turnPause'"),
     ("--set=pki.certManager.issuer=x", "at '/pki/certManager'"),
     ("--set=rbac.enabled=true", "at '/rbac'"),
     ("--set=networkPolicy.sidecar.egress={}", "at '/networkPolicy'"),

@@ -165,6 +165,7 @@ async fn the_operator_can_do_nothing_that_it_does_not_do() {
     let here = release.namespace.name();
     let client = release.client(&release.user("operator")).await;
     let lease = format!("{here}-operator");
+    let etcd = format!("{here}-etcd");
     for (verb, resource, namespace, name, expected) in [
         ("watch", "locks.concordat.dev", "", "", true),
         ("patch", "queues.concordat.dev", "shop", "a", true),
@@ -174,6 +175,10 @@ async fn the_operator_can_do_nothing_that_it_does_not_do() {
         ("update", "leases.coordination.k8s.io", here, &*lease, true),
         ("update", "leases.coordination.k8s.io", here, "another", false),
         ("create", "leases.coordination.k8s.io", "kube-system", "", false),
+        ("patch", "statefulsets.apps", here, &*etcd, true),
+        ("patch", "statefulsets.apps", here, "another", false),
+        ("delete", "statefulsets.apps", here, &*etcd, false),
+        ("patch", "statefulsets.apps", "shop", &*etcd, false),
         ("get", "secrets", "shop", "concordat-etcd-client", true),
         ("get", "secrets", "shop", "password", false),
         ("list", "secrets", "shop", "", false),

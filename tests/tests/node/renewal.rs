@@ -167,7 +167,6 @@ async fn turned(installation: &Installation<'_>, bank: &Rc<Bank>, made: &mut Mad
     ensure!(after == before, "pods were started anew: {before:?}, {after:?}");
     held.let_go(bank).await?;
     traffic.holds(made).await?;
-    checked(installation).await?;
     ensure!(
         ends(installation).await? == Certificate::read(&next)?.life.not_after.as_second(),
         "metrics differ"
