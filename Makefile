@@ -50,11 +50,11 @@ binaries: tools
 	mkdir -p $(IMAGE_BINARIES)
 	cd $(CARGO_TARGET_DIR)/$(IMAGE_TARGET)/image && cp -u concordat-operator concordat-sidecar concordat-bank $(IMAGE_BINARIES)
 
+# The sidecar is there under another name, too, for tests that give a pod another sidecar.
 .PHONY: images
 images: binaries ## Makes the images of operator, sidecar and bank: OCI archives in images/ of the target folder
 	tests/kubernetes/image Containerfile operator $(IMAGE_BINARIES) $(IMAGES)/operator.tar ghcr.io/concordat-dev/operator:$(VERSION)
 	tests/kubernetes/image Containerfile sidecar $(IMAGE_BINARIES) $(IMAGES)/sidecar.tar ghcr.io/concordat-dev/sidecar:$(VERSION)
-	# Under another name for tests that give a pod another sidecar.
 	tests/kubernetes/image Containerfile sidecar $(IMAGE_BINARIES) $(IMAGES)/sidecar-other.tar concordat.test/sidecar:$(VERSION)
 	tests/kubernetes/image tests/kubernetes/Containerfile bank $(IMAGE_BINARIES) $(IMAGES)/bank.tar concordat.test/bank:$(VERSION)
 

@@ -2,96 +2,121 @@
 //! keys and nothing else, and a Secret with the certificate by which etcd knows it. Only the leader sees to that.
 //!
 //! A namespace uses Concordat when its label asks for sidecars, a pod's label does, or it has one of Concordat's
-//! resources. Its user goes when the namespace does.
+//! resources. Its user goes when the namespace does, and not before: pods that have a sidecar may live on.
+//!
+//! Whatever etcd is asked of its users, even to list them, is a round of Raft. So a pass asks for two lists and looks
+//! closely at so many namespaces at most; with more of them each has its turn less often.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+mod known;
 
-use concordat_store::access;
-use futures::{Stream, StreamExt};
+use std::time::Duration;
+
+use concordat_store::{CommitError, access};
+use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Pod};
 use kube::{
-    Api, ResourceExt,
+    Api,
     core::PartialObjectMeta,
     runtime::{
         WatchStreamExt,
+        events::EventType,
         watcher::{self, Event, watcher},
     },
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
+use self::known::Known;
 use crate::{
     controller::Shared,
+    events,
     inject::{IDENTITY, INJECT},
     pki::{Authority, Certificate, Error, Life, Request, Usage, secret::Secrets},
 };
 
-/// How often every namespace is looked at, should something have been taken away.
+/// How long after one pass the next one comes, should something have been taken away or changed.
 const PACE: Duration = Duration::from_secs(30);
-/// How soon what did not succeed is tried again.
+/// At how many namespaces, of those that lack nothing that a list shows, a pass looks closely.
+const CLOSELY: usize = 30;
+/// How soon etcd is asked again that did not answer.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// What is known of namespaces.
-#[derive(Default)]
-struct Known {
-    /// Those that there are, once all were told, and whether they are to stay.
-    there: BTreeMap<String, bool>,
-    all_told: bool,
-    /// Those that ask by a label, or have a pod that does.
-    asking: BTreeSet<String>,
-    /// Those whose identity is as it should be, with its certificate's life.
-    served: BTreeMap<String, Life>,
-}
+/// Namespaces that are seen to at a time: one whose Secret is not taken for long keeps the others waiting no longer.
+const AT_ONCE: usize = 8;
+/// Of the event in a namespace that is without.
+const NO_IDENTITY: &str = "NoIdentity";
 
 /// Sees to the identities of namespaces, signed by this authority as soon as it is known. Without one etcd's users are
 /// somebody else's concern.
 pub(crate) async fn run(shared: &Shared, authority: Option<watch::Receiver<Option<Authority>>>) {
     let Some(mut authority) = authority else { return std::future::pending().await };
-    while let Err(error) = shared.term.admin().require_users().await {
-        tracing::warn!(%error, "etcd was not told to ask who comes");
-        sleep(RETRY).await;
-    }
-    let secrets = Secrets::new(shared.client.clone());
-    let mut known = Known::default();
-    let asks = watcher::Config::default().labels(&format!("{INJECT}=enabled"));
-    let mut namespaces = watched::<Namespace>(shared, watcher::Config::default());
-    let mut pods = watched::<Pod>(shared, asks);
-    let mut due = Instant::now();
+    let (mut namespaces, mut pods) = watches(shared);
+    let mut identities =
+        Identities { shared, secrets: Secrets::new(shared.client.clone()), known: Known::default() };
+    let (mut pass, mut retry) = (Instant::now(), None);
     loop {
-        let mut all = false;
+        // While nobody can be served it is of no use to look at the clock: what changes that is told.
+        let can = authority.borrow().is_some() && identities.known.is_told();
+        let next = [Some(pass), retry, identities.next()].into_iter().flatten().min().filter(|_| can);
         tokio::select! {
-            Some(event) = namespaces.next() => known.namespace(event),
-            Some(event) = pods.next() => known.pod(event),
+            Some(event) = namespaces.next() => identities.known.namespace(event),
+            Some(event) = pods.next() => identities.known.pod(event),
+            () = shared.namespaces.more() => {}
             changed = authority.changed() => match changed {
-                Ok(()) => all = true,
+                Ok(()) => identities.known.all_again(),
                 Err(_) => return,
             },
-            () = sleep_until(due) => all = true,
+            () = at(next) => {}
         }
         let signs = authority.borrow_and_update().clone();
-        let Some(signs) = signs.filter(|_| known.all_told) else {
-            due = Instant::now() + RETRY;
-            continue;
-        };
-        if all {
-            known.served.clear();
-            due = Instant::now() + PACE;
+        let Some(signs) = signs.filter(|_| identities.known.is_told()) else { continue };
+        if pass <= Instant::now() {
+            let passed = identities.pass().await;
+            pass = Instant::now() + if passed.is_ok() { PACE } else { RETRY };
+            if let Err(error) = passed {
+                tracing::warn!(%error, "etcd's users were not looked at");
+                continue;
+            }
         }
-        let served = serve(shared, &secrets, &signs, &mut known).await;
-        if !served || all && !dismiss(shared, &known.there).await {
-            due = Instant::now() + RETRY;
+        if retry.is_none_or(|retry| retry <= Instant::now()) {
+            retry = identities.dismiss().await.is_err().then(|| Instant::now() + RETRY);
         }
+        identities.serve(&signs).await;
     }
 }
 
-fn watched<K>(
+/// At this time, or never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Namespaces, and pods that ask: all, or those of the one namespace.
+fn watches(
     shared: &Shared,
+) -> (
+    impl Stream<Item = Event<PartialObjectMeta<Namespace>>> + Unpin,
+    impl Stream<Item = Event<PartialObjectMeta<Pod>>> + Unpin,
+) {
+    let client = || shared.client.clone();
+    let asks = watcher::Config::default().labels(&format!("{INJECT}=enabled"));
+    let (named, pods) = match &shared.namespace {
+        // By its name the right to list and to watch can be given for it alone.
+        Some(name) => (
+            watcher::Config::default().fields(&format!("metadata.name={name}")),
+            Api::namespaced(client(), name),
+        ),
+        None => (watcher::Config::default(), Api::all(client())),
+    };
+    (watched(Api::all(client()), named), watched(pods, asks))
+}
+
+fn watched<K>(
+    api: Api<PartialObjectMeta<K>>,
     config: watcher::Config,
 ) -> impl Stream<Item = Event<PartialObjectMeta<K>>> + Unpin
 where
@@ -102,7 +127,6 @@ where
         + Send
         + 'static,
 {
-    let api: Api<PartialObjectMeta<K>> = Api::all(shared.client.clone());
     let events = watcher(api, config).default_backoff();
     Box::pin(events.filter_map(async |event| match event {
         Ok(event) => Some(event),
@@ -113,60 +137,69 @@ where
     }))
 }
 
-impl Known {
-    fn namespace(&mut self, event: Event<PartialObjectMeta<Namespace>>) {
-        match event {
-            Event::Apply(namespace) | Event::InitApply(namespace) => {
-                let name = namespace.name_any();
-                if namespace.labels().get(INJECT).is_some_and(|asks| asks == "enabled") {
-                    self.asking.insert(name.clone());
-                }
-                self.there.insert(name, namespace.metadata.deletion_timestamp.is_none());
-            }
-            Event::Delete(namespace) => self.forget(&namespace.name_any()),
-            Event::Init => (self.all_told, self.there) = (false, BTreeMap::new()),
-            Event::InitDone => self.all_told = true,
-        }
-    }
-
-    fn pod(&mut self, event: Event<PartialObjectMeta<Pod>>) {
-        if let Event::Apply(pod) | Event::InitApply(pod) = event
-            && let Some(namespace) = pod.namespace()
-        {
-            self.asking.insert(namespace);
-        }
-    }
-
-    fn forget(&mut self, namespace: &str) {
-        self.there.remove(namespace);
-        self.asking.remove(namespace);
-        self.served.remove(namespace);
-    }
-
-    /// Those that use Concordat and have not got their identity yet.
-    fn waiting(&self, with_objects: &BTreeSet<String>) -> Vec<String> {
-        let stays = |name: &&String| self.there.get(*name) == Some(&true);
-        let uses = self.asking.union(with_objects).filter(stays);
-        uses.filter(|name| !self.served.contains_key(*name)).cloned().collect()
-    }
+struct Identities<'a> {
+    shared: &'a Shared,
+    secrets: Secrets,
+    known: Known,
 }
 
-/// Serves those who wait, each whatever becomes of the others; whether all are served.
-async fn serve(shared: &Shared, secrets: &Secrets, authority: &Authority, known: &mut Known) -> bool {
-    let mut all = true;
-    for namespace in known.waiting(&shared.namespaces.known()) {
-        match identify(shared, secrets, authority, &namespace).await {
-            Ok(life) => drop(known.served.insert(namespace, life)),
-            Err(error) => {
-                tracing::warn!(namespace, %error, "the namespace has no identity in etcd");
-                all = false;
+impl Identities<'_> {
+    /// When somebody is to be seen to again who could not be.
+    fn next(&self) -> Option<Instant> {
+        self.known.next(&self.shared.namespaces.known())
+    }
+
+    /// Sees to it that etcd asks who comes, and whom it knows.
+    async fn pass(&mut self) -> Result<(), CommitError> {
+        let admin = self.shared.term.admin();
+        admin.require_users().await?;
+        let mut admitted = admin.admitted().await?;
+        if let Some(only) = &self.shared.namespace {
+            admitted.retain(|name, _| name == only);
+        }
+        self.known.are_admitted(&admitted, CLOSELY);
+        Ok(())
+    }
+
+    /// Takes the users of namespaces away that are gone.
+    async fn dismiss(&mut self) -> Result<(), CommitError> {
+        for namespace in self.known.gone() {
+            match self.shared.term.admin().dismiss(&namespace).await {
+                Ok(_) => tracing::info!(namespace, "the namespace is gone, and its user in etcd"),
+                Err(error) => {
+                    tracing::warn!(namespace, %error, "the user of a namespace that is gone was not removed");
+                    return Err(error);
+                }
+            }
+            self.known.is_dismissed(&namespace);
+        }
+        Ok(())
+    }
+
+    /// Serves those who wait, each whatever becomes of the others.
+    async fn serve(&mut self, authority: &Authority) {
+        let waiting = self.known.waiting(&self.shared.namespaces.known(), Instant::now());
+        let (shared, secrets) = (self.shared, &self.secrets);
+        let mut served = stream::iter(waiting)
+            .map(async |namespace| {
+                let life = identify(shared, secrets, authority, &namespace).await;
+                (namespace, life)
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some((namespace, life)) = served.next().await {
+            match life {
+                Ok(life) => self.known.is_served(namespace, life, Instant::now()),
+                Err(error) => {
+                    tracing::warn!(namespace, %error, "the namespace has no identity in etcd");
+                    tell(shared, &namespace, &error).await;
+                    self.known.has_failed(namespace, Instant::now());
+                }
             }
         }
+        if let Some(first) = self.known.first_to_end() {
+            shared.metrics.certified("namespaces", first);
+        }
     }
-    if let Some(first) = known.served.values().min_by_key(|life| life.not_after) {
-        shared.metrics.certified("namespaces", *first);
-    }
-    all
 }
 
 /// Gives a namespace its user, and its certificate.
@@ -186,24 +219,18 @@ async fn identify(
     Ok(Certificate::read(&issued.certificate)?.life)
 }
 
-/// Takes the users of namespaces away that are gone.
-async fn dismiss(shared: &Shared, there: &BTreeMap<String, bool>) -> bool {
-    let admin = shared.term.admin();
-    let gone = match admin.admitted().await {
-        Ok(admitted) => admitted.into_iter().filter(|name| !there.contains_key(name)),
-        Err(error) => {
-            tracing::warn!(%error, "etcd's users were not listed");
-            return false;
-        }
+/// Tells those who look why their pods wait for a Secret: in their namespace, of the Secret.
+async fn tell(shared: &Shared, namespace: &str, error: &Error) {
+    let secret = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Secret".into()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(IDENTITY.into()),
+        ..ObjectReference::default()
     };
-    for namespace in gone {
-        match admin.dismiss(&namespace).await {
-            Ok(_) => tracing::info!(namespace, "the namespace is gone, and its user in etcd"),
-            Err(error) => {
-                tracing::warn!(namespace, %error, "the user of a namespace that is gone was not removed");
-                return false;
-            }
-        }
+    let note = format!("sidecars of this namespace are not known to etcd: {error}");
+    let event = events::event(EventType::Warning, NO_IDENTITY, &note);
+    if let Err(error) = shared.recorder.publish(&event, &secret).await {
+        tracing::warn!(namespace, %error, "an event could not be told");
     }
-    true
 }

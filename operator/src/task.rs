@@ -14,7 +14,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Config, Resource, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
-    core::PartialObjectMeta,
+    core::{PartialObjectMeta, Status},
 };
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -27,8 +27,8 @@ use crate::{
 
 /// How many objects are read at once.
 const PAGE: u32 = 500;
-/// How often it is looked whether an operator leads.
-const PACE: Duration = Duration::from_secs(1);
+/// How soon the API server is asked again for a pod with a sidecar, or whether an operator leads.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// One of them.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -36,6 +36,9 @@ pub enum Task {
     /// After the operator is gone: takes its finalizer off the objects that stay, so that they and their namespaces can be
     /// deleted, and deletes the Secrets and the lease that operators, or cert-manager for them, made
     Uninstall {
+        /// The only namespace whose objects operators looked after [default: all]
+        #[arg(long, value_name = "NAME")]
+        namespace: Option<String>,
         /// Secrets of the own namespace that were made for operators, separated by commas
         #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
         secrets: Vec<String>,
@@ -48,6 +51,9 @@ pub enum Task {
         /// Namespace of that pod
         #[arg(long, value_name = "NAME", default_value = "default")]
         namespace: String,
+        /// How long it may take until one is given, as after an installation; 0s asks once
+        #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration)]
+        patience: Duration,
     },
 }
 
@@ -82,30 +88,51 @@ pub async fn run(task: Task) -> Result<(), Error> {
     let own = config.default_namespace.clone();
     let client = Client::try_from(config).map_err(|why| failed("the client", why))?;
     match task {
-        Task::Uninstall { secrets, lease } => {
-            let leases: Api<Lease> = Api::namespaced(client.clone(), &own);
-            if let Some(lease) = &lease {
-                nobody_leads(&leases, lease).await?;
-            }
-            let mut failures = Failures::default();
-            release::<Lock>(&client, &mut failures).await;
-            release::<Queue>(&client, &mut failures).await;
-            release::<DistributedTransaction>(&client, &mut failures).await;
-            let namespaces = all(&Api::<Namespace>::all(client.clone()), "namespaces").await;
-            for namespace in failures.note(namespaces).unwrap_or_default() {
-                failures.note(delete_secret(&client, &namespace.name_any(), IDENTITY, MANAGED_BY).await);
-            }
-            for secret in secrets {
-                failures.note(delete_secret(&client, &own, &secret, PART_OF).await);
-            }
-            if let Some(lease) = lease {
-                let deleted = leases.delete(&lease, &DeleteParams::default()).await;
-                failures.note(gone(deleted, &format!("Lease {lease}")));
-            }
-            failures.0.map_or(Ok(()), Err)
+        Task::Uninstall { namespace, secrets, lease } => {
+            uninstall(&client, &own, namespace.as_deref(), &secrets, lease.as_deref()).await
         }
-        Task::CheckInjection { namespace } => check_injection(client, &namespace).await,
+        Task::CheckInjection { namespace, patience } => check_injection(client, &namespace, patience).await,
     }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    text.parse::<concordat_crds::Duration>().map(Duration::from).map_err(|error| error.to_string())
+}
+
+/// All of it, whatever becomes of any part, once nobody leads; what went wrong last.
+async fn uninstall(
+    client: &Client,
+    own: &str,
+    only: Option<&str>,
+    secrets: &[String],
+    lease: Option<&str>,
+) -> Result<(), Error> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), own);
+    if let Some(lease) = lease {
+        nobody_leads(&leases, lease).await?;
+    }
+    let mut failures = Failures::default();
+    release::<Lock>(client, only, &mut failures).await;
+    release::<Queue>(client, only, &mut failures).await;
+    release::<DistributedTransaction>(client, only, &mut failures).await;
+    let namespaces = match only {
+        Some(only) => vec![only.to_owned()],
+        None => {
+            let all = all(&Api::<Namespace>::all(client.clone()), "namespaces").await;
+            failures.note(all).unwrap_or_default().iter().map(ResourceExt::name_any).collect()
+        }
+    };
+    for namespace in namespaces {
+        failures.note(delete_secret(client, &namespace, IDENTITY, MANAGED_BY).await);
+    }
+    for secret in secrets {
+        failures.note(delete_secret(client, own, secret, PART_OF).await);
+    }
+    if let Some(lease) = lease {
+        let deleted = leases.delete(lease, &DeleteParams::default()).await;
+        failures.note(gone(deleted, &format!("Lease {lease}")));
+    }
+    failures.0.map_or(Ok(()), Err)
 }
 
 fn failed(what: &str, why: kube::Error) -> Error {
@@ -127,7 +154,7 @@ async fn nobody_leads(leases: &Api<Lease>, name: &str) -> Result<(), Error> {
     let Some(holder) = holder else { return Ok(()) };
     let over = Instant::now() + Duration::from_secs(seconds.unwrap_or_default().unsigned_abs().into());
     while Instant::now() < over {
-        sleep(PACE).await;
+        sleep(AGAIN).await;
         let (now, _, renewal) = read().await?;
         if now.is_none() {
             return Ok(());
@@ -139,10 +166,16 @@ async fn nobody_leads(leases: &Api<Lease>, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether there is no such object, or kind: of a kind that nobody knows the API server says so in plain words, without the
+/// reason that goes with an object.
+fn is_absent(status: &Status) -> bool {
+    status.is_not_found() || status.code == 404
+}
+
 /// What is not there need not be deleted.
 fn gone<T>(answer: kube::Result<T>, what: &str) -> Result<(), Error> {
     match answer {
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(kube::Error::Api(status)) if is_absent(&status) => Ok(()),
         answer => answer.map(drop).map_err(|why| failed(what, why)),
     }
 }
@@ -156,7 +189,7 @@ where
     let mut found = Vec::new();
     loop {
         let page = match api.list_metadata(&params).await {
-            Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(found),
+            Err(kube::Error::Api(status)) if is_absent(&status) => return Ok(found),
             page => page.map_err(|why| failed(what, why))?,
         };
         found.extend(page.items);
@@ -168,12 +201,16 @@ where
 }
 
 /// Takes the operator's finalizer off every object of a kind.
-async fn release<K>(client: &Client, failures: &mut Failures)
+async fn release<K>(client: &Client, only: Option<&str>, failures: &mut Failures)
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
 {
     let kind = K::kind(&());
-    let objects = failures.note(all(&Api::<K>::all(client.clone()), &kind).await).unwrap_or_default();
+    let api: Api<K> = match only {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    let objects = failures.note(all(&api, &kind).await).unwrap_or_default();
     for object in objects {
         let others: Vec<&String> = object.finalizers().iter().filter(|name| *name != FINALIZER).collect();
         if others.len() == object.finalizers().len() {
@@ -221,7 +258,30 @@ async fn delete_secret(
     Ok(())
 }
 
-async fn check_injection(client: Client, namespace: &str) -> Result<(), Error> {
+/// Asks until a pod that asks is given a sidecar; the last answer once `patience` is over. API servers come to know of a
+/// webhook, and of whom to trust at it, in their own time.
+async fn check_injection(client: Client, namespace: &str, patience: Duration) -> Result<(), Error> {
+    let api: Api<Pod> = Api::namespaced(client, namespace);
+    let until = Instant::now() + patience;
+    let mut said = String::new();
+    loop {
+        let Err(error) = is_injected(&api).await else {
+            println!("a pod that asks for a sidecar gets one");
+            return Ok(());
+        };
+        if Instant::now() + AGAIN > until {
+            return Err(error);
+        }
+        if error.to_string() != said {
+            said = error.to_string();
+            eprintln!("not yet: {said}");
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+/// Whether a pod that asks is given a sidecar; none is made.
+async fn is_injected(api: &Api<Pod>) -> Result<(), Error> {
     let mut pod = Pod::default();
     pod.metadata.generate_name = Some("concordat-check-".into());
     pod.metadata.labels = Some([(INJECT.into(), "enabled".into()), ("app".into(), "check".into())].into());
@@ -236,13 +296,7 @@ async fn check_injection(client: Client, namespace: &str) -> Result<(), Error> {
     });
     pod.spec = serde_json::from_value(spec).ok();
     let params = PostParams { dry_run: true, ..PostParams::default() };
-    let api: Api<Pod> = Api::namespaced(client, namespace);
     let made = api.create(&params, &pod).await.map_err(|why| failed("a pod that asks for a sidecar", why))?;
     let mut inits = made.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    if inits.any(|container| container.name == CONTAINER) {
-        println!("a pod that asks for a sidecar gets one");
-        Ok(())
-    } else {
-        Err(Error::NotInjected)
-    }
+    if inits.any(|container| container.name == CONTAINER) { Ok(()) } else { Err(Error::NotInjected) }
 }

@@ -7,6 +7,7 @@ use concordat_protocol::{Key, Kind, Range};
 use concordat_store::{Admin, Watch, WatchEvent};
 use futures::{StreamExt, channel::mpsc, stream::FuturesUnordered};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 /// An object by namespace and name.
 pub type Named = (String, String);
@@ -25,13 +26,14 @@ pub struct Senders {
 pub struct Namespaces {
     known: Mutex<HashSet<String>>,
     new: mpsc::UnboundedSender<String>,
+    more: Notify,
 }
 
 impl Namespaces {
     /// None yet; and where new ones come out, for [`run`].
     pub fn new() -> (Self, mpsc::UnboundedReceiver<String>) {
         let (new, news) = mpsc::unbounded();
-        (Self { known: Mutex::default(), new }, news)
+        (Self { known: Mutex::default(), new, more: Notify::new() }, news)
     }
 
     /// Those that there were objects in since the term began.
@@ -39,11 +41,17 @@ impl Namespaces {
         self.known.lock().iter().cloned().collect()
     }
 
+    /// Comes back once there are more of them than when it last did.
+    pub(crate) async fn more(&self) {
+        self.more.notified().await;
+    }
+
     /// There is an object in this one.
     pub(crate) fn add(&self, namespace: &str) {
         if !self.known.lock().contains(namespace) {
             self.known.lock().insert(namespace.to_owned());
             let _ = self.new.unbounded_send(namespace.to_owned());
+            self.more.notify_one();
         }
     }
 }

@@ -2,6 +2,7 @@
 //! What becomes of a pod is decided by [`crate::inject`]; this reads the question, and the labels of the pod's namespace.
 
 pub mod certificates;
+mod guests;
 mod serve;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -9,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::{Body, to_bytes},
-    extract::State,
+    extract::{RawQuery, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::post,
@@ -21,7 +22,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
-    time::{Instant, timeout},
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,8 +34,10 @@ use crate::{
 
 /// Far more than etcd lets an object have, with another one beside it.
 const LARGEST: usize = 8 << 20;
-/// How long a question may take to come, and its namespace to be read: less than the API server waits.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// How long an API server waits that does not say so.
+const UNSAID: Duration = Duration::from_secs(5);
+/// The longest that any API server waits.
+const LONGEST: Duration = Duration::from_secs(30);
 /// The version of the questions that are understood.
 const VERSION: &str = "admission.k8s.io/v1";
 
@@ -96,21 +99,32 @@ pub async fn serve(
     serve::serve(listener, certificates, router, stop).await;
 }
 
-async fn inject(State(webhook): State<Arc<Webhook>>, body: Body) -> Response {
+async fn inject(State(webhook): State<Arc<Webhook>>, RawQuery(query): RawQuery, body: Body) -> Response {
     let began = Instant::now();
-    let (result, response) = match read(body).await {
-        Ok(request) => webhook.answer(&request).await,
+    let until = began + patience(query.as_deref());
+    let (result, response) = match read(body, until).await {
+        Ok(request) => webhook.answer(&request, until).await,
         Err((status, why)) => ("invalid", (status, why).into_response()),
     };
     webhook.metrics.admitted(result, began.elapsed());
     response
 }
 
-/// Reads a question; else says what is wrong with it.
-async fn read(body: Body) -> Result<Request, (StatusCode, String)> {
+/// How long an answer may take, with all that comes before it: four fifths of what the API server waits, as it says in
+/// `?timeout=5s` what its configuration says (`timeoutSeconds`). The rest is for the way; an answer that says what is
+/// wrong is worth more than none.
+fn patience(query: Option<&str>) -> Duration {
+    let said =
+        query.into_iter().flat_map(|query| query.split('&')).find_map(|one| one.strip_prefix("timeout="));
+    let waits = said.and_then(|text| text.parse::<concordat_crds::Duration>().ok()).map(Duration::from);
+    waits.filter(|waits| !waits.is_zero()).unwrap_or(UNSAID).min(LONGEST) * 4 / 5
+}
+
+/// Reads a question in time; else says what is wrong with it.
+async fn read(body: Body, until: Instant) -> Result<Request, (StatusCode, String)> {
     let slow = |_| (StatusCode::REQUEST_TIMEOUT, "the review took too long to come\n".to_owned());
     let large = |_| (StatusCode::PAYLOAD_TOO_LARGE, format!("write a review of at most {LARGEST} bytes\n"));
-    let bytes = timeout(PATIENCE, to_bytes(body, LARGEST)).await.map_err(slow)?.map_err(large)?;
+    let bytes = timeout_at(until, to_bytes(body, LARGEST)).await.map_err(slow)?.map_err(large)?;
     let bad = |why: String| (StatusCode::BAD_REQUEST, format!("this is no AdmissionReview: {why}\n"));
     let review: Review = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
     if review.api_version != VERSION {
@@ -121,12 +135,12 @@ async fn read(body: Body) -> Result<Request, (StatusCode, String)> {
 
 impl Webhook {
     /// The answer, and one word of what it is.
-    async fn answer(&self, request: &Request) -> (&'static str, Response) {
+    async fn answer(&self, request: &Request, until: Instant) -> (&'static str, Response) {
         if !request.makes_a_pod() {
             return ("ignored", answered(&request.uid, json!({ "allowed": true })));
         }
         let decides = inject::namespace_decides(&request.object);
-        let labels = if decides { self.labels(&request.namespace).await } else { Ok(BTreeMap::new()) };
+        let labels = if decides { self.labels(&request.namespace, until).await } else { Ok(BTreeMap::new()) };
         let labels = match labels {
             Ok(labels) => labels,
             // The webhook's failure policy decides: nobody is told that a pod asks for nothing when that is not known.
@@ -144,9 +158,9 @@ impl Webhook {
 
     /// The labels of a namespace as they are now: those of a cache may be from before it asked, and its pods would run
     /// without a sidecar and not know.
-    async fn labels(&self, namespace: &str) -> Result<BTreeMap<String, String>, String> {
+    async fn labels(&self, namespace: &str, until: Instant) -> Result<BTreeMap<String, String>, String> {
         let api: Api<Namespace> = Api::all(self.client.clone());
-        match timeout(PATIENCE, api.get_metadata(namespace)).await {
+        match timeout_at(until, api.get_metadata(namespace)).await {
             Ok(Ok(found)) => Ok(found.metadata.labels.unwrap_or_default()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("the Kubernetes API does not answer in time".into()),
@@ -192,7 +206,57 @@ mod tests {
     use super::*;
 
     async fn asked(body: &str) -> Result<Request, (StatusCode, String)> {
-        read(Body::from(body.to_owned())).await
+        read(Body::from(body.to_owned()), Instant::now() + UNSAID).await
+    }
+
+    #[test]
+    fn an_answer_takes_less_than_the_api_server_waits() {
+        for (query, milliseconds) in [
+            (None, 4_000),
+            (Some(""), 4_000),
+            (Some("timeout=5s"), 4_000),
+            (Some("timeout=1s"), 800),
+            (Some("a=b&timeout=10s&c"), 8_000),
+            (Some("timeout=0s"), 4_000),
+            (Some("timeout=soon"), 4_000),
+            (Some("timeout=9h"), 24_000),
+        ] {
+            assert_eq!(patience(query), Duration::from_millis(milliseconds), "{query:?}");
+        }
+    }
+
+    /// The review comes late, and the namespace cannot be read at all: one deadline holds for both.
+    #[tokio::test(start_paused = true)]
+    async fn all_of_an_answer_has_one_deadline() {
+        let nobody = tower::service_fn(async |_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<Body>, std::convert::Infallible>>().await
+        });
+        let settings = Settings {
+            image: String::new(),
+            pull_policy: None,
+            log: String::new(),
+            resources: Default::default(),
+            etcd_endpoints: Vec::new(),
+        };
+        let webhook =
+            Arc::new(Webhook { client: Client::new(nobody, "a"), settings, metrics: Arc::default() });
+        let review = json!({
+            "apiVersion": VERSION,
+            "request": { "uid": "u", "kind": { "kind": "Pod" }, "operation": "CREATE", "object": {} },
+        });
+        for (late, status) in [
+            (Duration::from_secs(7), StatusCode::INTERNAL_SERVER_ERROR),
+            (Duration::from_secs(9), StatusCode::REQUEST_TIMEOUT),
+        ] {
+            let text = review.to_string();
+            let body = Body::from_stream(futures::stream::once(async move {
+                tokio::time::sleep(late).await;
+                Ok::<_, std::io::Error>(text)
+            }));
+            let began = Instant::now();
+            let answer = inject(State(webhook.clone()), RawQuery(Some("timeout=10s".into())), body).await;
+            assert_eq!((answer.status(), began.elapsed()), (status, Duration::from_secs(8)));
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! Who may do what in etcd: a user for each namespace, known by the common name of its certificate, whose role is to read
 //! and write the namespace's keys and nothing else.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use etcd_client::{
     AuthClient, Error, Permission, PermissionType, RoleRevokePermissionOptions, UserAddOptions,
 };
@@ -51,8 +53,8 @@ impl Admin {
     /// [`CommitError`] when etcd does not answer, or does not take it from this user.
     pub async fn admit(&self, namespace: &str) -> Result<bool, CommitError> {
         let name = user_of(namespace);
-        let mut changed = self.role(&name).await?;
-        changed |= self.permit(&name, keys::range(namespace, &Range::All)).await?;
+        let permissions = self.role(&name).await?;
+        let mut changed = self.permit(&name, permissions, keys::range(namespace, &Range::All)).await?;
         changed |= self.user(&name, &name).await?;
         Ok(changed)
     }
@@ -76,49 +78,49 @@ impl Admin {
         Ok(user.is_some() | role.await?.is_some())
     }
 
-    /// The namespaces that have a user or a role, in alphabetical order.
+    /// The namespaces that have a user or a role, and whether they have both. What these may do is not looked at.
     ///
     /// # Errors
     /// [`CommitError`] when etcd does not answer, or does not tell it to this user.
-    pub async fn admitted(&self) -> Result<Vec<String>, CommitError> {
+    pub async fn admitted(&self) -> Result<BTreeMap<String, bool>, CommitError> {
         let users = self
             .auth(&[], |mut auth| async move { Ok(auth.user_list().await?.users().to_vec()) }.boxed())
             .await?;
         let roles = self
             .auth(&[], |mut auth| async move { Ok(auth.role_list().await?.roles().to_vec()) }.boxed())
             .await?;
-        let names = users.into_iter().chain(roles).flatten();
-        let mut namespaces: Vec<String> =
-            names.filter_map(|name| name.strip_prefix(OF_NAMESPACE).map(str::to_owned)).collect();
-        namespaces.sort();
-        namespaces.dedup();
-        Ok(namespaces)
+        let [users, roles] = [users, roles].map(|names| -> BTreeSet<String> {
+            let names = names.into_iter().flatten();
+            names.filter_map(|name| name.strip_prefix(OF_NAMESPACE).map(str::to_owned)).collect()
+        });
+        let both = |name: &String| (name.clone(), users.contains(name) && roles.contains(name));
+        Ok(users.union(&roles).map(both).collect())
     }
 
-    /// Makes a role, unless it is there.
-    async fn role(&self, name: &str) -> Result<bool, CommitError> {
+    /// What a role may do; one that is not there is made.
+    async fn role(&self, name: &str) -> Result<Vec<Permission>, CommitError> {
         let get = |mut auth: AuthClient| {
             let name = name.to_owned();
-            async move { auth.role_get(name).await.map(drop) }.boxed()
+            async move { Ok(auth.role_get(name).await?.permissions()) }.boxed()
         };
-        if self.auth(&[NO_ROLE], get).await?.is_some() {
-            return Ok(false);
+        if let Some(permissions) = self.auth(&[NO_ROLE], get).await? {
+            return Ok(permissions);
         }
         let add = |mut auth: AuthClient| {
             let name = name.to_owned();
             async move { auth.role_add(name).await.map(drop) }.boxed()
         };
         self.auth(&[THERE_IS_ROLE], add).await?;
-        Ok(true)
+        Ok(Vec::new())
     }
 
-    /// Makes reading and writing a range all that a role may do.
-    async fn permit(&self, role: &str, (from, to): (Vec<u8>, Vec<u8>)) -> Result<bool, CommitError> {
-        let get = |mut auth: AuthClient| {
-            let role = role.to_owned();
-            async move { Ok(auth.role_get(role).await?.permissions()) }.boxed()
-        };
-        let permissions = self.auth(&[NO_ROLE], get).await?.unwrap_or_default();
+    /// Makes reading and writing a range all that a role may do, which may do this now.
+    async fn permit(
+        &self,
+        role: &str,
+        permissions: Vec<Permission>,
+        (from, to): (Vec<u8>, Vec<u8>),
+    ) -> Result<bool, CommitError> {
         let (right, wrong): (Vec<_>, Vec<_>) =
             permissions.into_iter().partition(|one| (one.key(), one.range_end()) == (&from, &to));
         let has = right.iter().any(|one| one.get_type() == i32::from(PermissionType::Readwrite));

@@ -140,6 +140,11 @@ impl Etcd {
         self.pki.as_ref().map(|pki| (&*pki.authority.certificate, &*pki.client.certificate, &*pki.client.key))
     }
 
+    /// With TLS: the certificate and the key, PEM, of whom it believes who its clients are.
+    pub fn authority(&self) -> Option<(&str, String)> {
+        self.pki.as_ref().map(|pki| (&*pki.authority.certificate, pki.authority.key()))
+    }
+
     /// With TLS: writes `ca.crt`, and `tls.crt` and `tls.key` of a user, to a folder.
     pub fn issue(&self, user: &str, folder: &Path) -> Result<()> {
         self.pki.as_ref().context("it asks for no certificates")?.issue(user, folder)

@@ -35,6 +35,11 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), certificate })
     }
 
+    /// The authority's own key, PEM.
+    pub(crate) fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// The server's identity, good for 127.0.0.1.
     pub(crate) fn server(&self) -> Result<Identity> {
         self.server_of(&["127.0.0.1", "localhost", "kubernetes.default.svc"])

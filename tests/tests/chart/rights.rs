@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::ensure;
 use concordat_crds::Lock;
 use concordat_tests::{
-    etcd::Etcd,
+    etcd::{Etcd, Settings},
     kube::{Cluster, Namespace},
     process::{Process, binary, eventually, free_port},
 };
@@ -13,6 +13,7 @@ use k8s_openapi::{
     api::{
         authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
         coordination::v1::Lease,
+        core::v1::{self, Secret},
         events::v1::Event,
     },
     apimachinery::pkg::apis::meta::v1::Condition,
@@ -39,12 +40,17 @@ struct Release {
 
 impl Release {
     async fn install(test: &str) -> Self {
+        Self::install_with(test, &[]).await
+    }
+
+    async fn install_with(test: &str, values: &[&str]) -> Self {
         let cluster = Cluster::shared().await.unwrap();
         let namespace = cluster.namespace(test).await.unwrap();
         let admin = cluster.client().await.unwrap();
         let name = format!("--set=fullnameOverride={0},tests.namespace={0}", namespace.name());
         let giving = |object: &Value| GIVING.iter().any(|kind| object["kind"] == *kind);
-        for object in objects(namespace.name(), &[&name]).iter().filter(|object| giving(object)) {
+        let values = [&[&*name], values].concat();
+        for object in objects(namespace.name(), &values).iter().filter(|object| giving(object)) {
             apply(&admin, object, &PatchParams::apply("concordat-tests")).await.unwrap();
         }
         Self { namespace, cluster }
@@ -57,6 +63,25 @@ impl Release {
 
     async fn client(&self, user: &str) -> Client {
         self.cluster.client_as(user, Some(ACCOUNTS)).await.unwrap()
+    }
+
+    /// The operator with the rights of its service account, and these flags.
+    async fn operator(&self, etcd: &Etcd, flags: &[&str]) -> Process {
+        let (system, port) = (self.namespace.name(), free_port().unwrap());
+        let kubeconfig = tempfile::NamedTempFile::with_prefix("concordat-kubeconfig-").unwrap();
+        let text = self.cluster.kubeconfig(&self.user("operator"), Some(ACCOUNTS)).unwrap();
+        std::fs::write(kubeconfig.path(), text).unwrap();
+        let mut command = Command::new(binary("concordat-operator").unwrap());
+        command
+            .env("KUBECONFIG", kubeconfig.path())
+            .args(["--pod=operator", "--log=debug,hyper_util=info", "--lease-namespace", system])
+            .arg(format!("--lease-name={system}-operator"))
+            .args(["--etcd-endpoints", &etcd.endpoints().join(",")])
+            .arg(format!("--admin-listen=127.0.0.1:{port}"))
+            .args(flags);
+        let mut operator = Process::start("operator", command).unwrap();
+        operator.answers(&format!("http://127.0.0.1:{port}/ready")).await.unwrap();
+        operator
     }
 }
 
@@ -87,19 +112,8 @@ async fn may(client: &Client, verb: &str, resource: &str, namespace: &str, name:
 async fn the_operator_works_with_the_chart_s_rights() {
     let release = Release::install("the_operator_works_with_the_chart_s_rights").await;
     let etcd = Etcd::start().await.unwrap();
-    let (system, port) = (release.namespace.name(), free_port().unwrap());
-    let kubeconfig = tempfile::NamedTempFile::with_prefix("concordat-kubeconfig-").unwrap();
-    let text = release.cluster.kubeconfig(&release.user("operator"), Some(ACCOUNTS)).unwrap();
-    std::fs::write(kubeconfig.path(), text).unwrap();
-    let mut command = Command::new(binary("concordat-operator").unwrap());
-    command
-        .env("KUBECONFIG", kubeconfig.path())
-        .args(["--pod=operator", "--log=debug,hyper_util=info", "--lease-namespace", system])
-        .arg(format!("--lease-name={system}-operator"))
-        .args(["--etcd-endpoints", &etcd.endpoints().join(",")])
-        .arg(format!("--admin-listen=127.0.0.1:{port}"));
-    let mut operator = Process::start("operator", command).unwrap();
-    operator.answers(&format!("http://127.0.0.1:{port}/ready")).await.unwrap();
+    let system = release.namespace.name();
+    let operator = release.operator(&etcd, &[]).await;
 
     let shop = release.cluster.namespace("the_operator_works_with_the_chart_s_rights").await.unwrap();
     let admin = release.cluster.client().await.unwrap();
@@ -180,6 +194,7 @@ async fn the_operator_can_do_nothing_that_it_does_not_do() {
         ("delete", "statefulsets.apps", here, &*etcd, false),
         ("patch", "statefulsets.apps", "shop", &*etcd, false),
         ("get", "secrets", "shop", "concordat-etcd-client", true),
+        ("delete", "secrets", "shop", "concordat-etcd-client", false),
         ("get", "secrets", "shop", "password", false),
         ("list", "secrets", "shop", "", false),
         ("watch", "secrets", "", "", false),
@@ -199,6 +214,74 @@ async fn the_operator_can_do_nothing_that_it_does_not_do() {
         let allowed = may(&client, verb, resource, namespace, name).await;
         assert_eq!(allowed, expected, "{verb} {resource} {namespace}/{name}");
     }
+}
+
+/// With `operator.namespace` it has rights there, and none in any other namespace.
+#[tokio::test]
+async fn the_operator_of_one_namespace_works_with_rights_there_alone() {
+    let test = "the_operator_of_one_namespace_works_with_rights_there_alone";
+    let cluster = Cluster::shared().await.unwrap();
+    let shop = cluster.namespace(test).await.unwrap();
+    let shop = shop.name();
+    let one = format!("--set=operator.namespace={shop}");
+    let release = Release::install_with(test, &[&one]).await;
+    let here = release.namespace.name();
+    let client = release.client(&release.user("operator")).await;
+    for (verb, resource, name) in [
+        ("watch", "locks.concordat.dev", ""),
+        ("patch", "queues.concordat.dev/status", "a"),
+        ("list", "pods", ""),
+        ("get", "secrets", "concordat-etcd-client"),
+        ("create", "secrets", ""),
+        ("create", "events.events.k8s.io", ""),
+    ] {
+        assert!(may(&client, verb, resource, shop, name).await, "{verb} {resource}");
+        assert!(!may(&client, verb, resource, "elsewhere", name).await, "{verb} {resource} elsewhere");
+        assert!(!may(&client, verb, resource, "", name).await, "{verb} {resource} everywhere");
+    }
+    for (name, expected) in [(shop, true), ("elsewhere", false), ("", false)] {
+        assert_eq!(may(&client, "watch", "namespaces", "", name).await, expected, "{name}");
+    }
+    let uninstall = release.client(&release.user("uninstall")).await;
+    assert!(may(&uninstall, "patch", "locks.concordat.dev", shop, "a").await);
+    assert!(!may(&uninstall, "patch", "locks.concordat.dev", "elsewhere", "a").await);
+
+    let etcd = Etcd::with(Settings { tls: true, ..Settings::default() }).await.unwrap();
+    let root = tempfile::tempdir().unwrap();
+    etcd.issue("root", root.path()).unwrap();
+    let admin = cluster.client().await.unwrap();
+    let authority = format!("{here}-ca");
+    let (certificate, key) = etcd.authority().unwrap();
+    let secret = json!({
+        "metadata": { "name": authority },
+        "stringData": { "tls.crt": certificate, "tls.key": key, "ca.crt": certificate },
+    });
+    let secrets: Api<Secret> = Api::namespaced(admin.clone(), here);
+    secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
+    let file = |flag: &str, name: &str| format!("--etcd-{flag}={}", root.path().join(name).display());
+    let files = [file("ca-file", "ca.crt"), file("cert-file", "tls.crt"), file("key-file", "tls.key")];
+    let [ca, certificate, key] = &files;
+    let flags = ["--namespace", shop, "--identities", "--ca-secret", &authority, ca, certificate, key];
+    let operator = release.operator(&etcd, &flags).await;
+    let label = json!({ "metadata": { "labels": { "concordat.dev/inject": "enabled" } } });
+    let namespaces: Api<v1::Namespace> = Api::all(admin.clone());
+    namespaces.patch(shop, &PatchParams::default(), &Patch::Merge(label)).await.unwrap();
+    let secrets: Api<Secret> = Api::namespaced(admin.clone(), shop);
+    eventually("the namespace has an identity", async || {
+        ensure!(secrets.get_opt("concordat-etcd-client").await?.is_some(), "it has none");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let locks: Api<Lock> = Api::namespaced(admin, shop);
+    let lock = json!({
+        "apiVersion": "concordat.dev/v1alpha1", "kind": "Lock", "metadata": { "name": "orders" },
+        "spec": { "mode": "CompareAndSwap" },
+    });
+    locks.create(&PostParams::default(), &serde_json::from_value(lock).unwrap()).await.unwrap();
+    until_ready(&locks, 1).await;
+    let log = operator.log();
+    assert!(!log.contains("forbidden"), "{log}");
 }
 
 /// A rule that says everything would make the list above worthless.

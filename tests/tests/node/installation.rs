@@ -138,10 +138,15 @@ impl<'a> Installation<'a> {
             ensure!(ours.is_empty(), "{kind} are left: {ours:#?}");
         }
         for kind in CRDS {
-            for object in names(&[&format!("{kind}.concordat.dev"), "--all-namespaces"]).await? {
+            let objects = names(&[&format!("{kind}.concordat.dev"), "--all-namespaces"]).await?;
+            ensure!(!objects.is_empty(), "{kind} are gone, which were to stay");
+            for object in objects {
                 ensure!(object["metadata"]["finalizers"].is_null(), "a finalizer is left: {object:#}");
             }
         }
+        let claims = names(&["persistentvolumeclaims", "--namespace", SYSTEM]).await?;
+        let of_etcd = |claim: &Value| claim["metadata"]["name"] == "data-concordat-etcd-0";
+        ensure!(claims.iter().any(of_etcd), "etcd's volume is gone, which was to stay: {claims:#?}");
         Ok(())
     }
 }

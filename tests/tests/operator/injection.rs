@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::world::World;
 
 /// A pod that Pod Security lets into a *restricted* namespace.
-fn pod(name: &str, metadata: Value) -> Pod {
+pub(crate) fn pod(name: &str, metadata: Value) -> Pod {
     let mut pod = json!({
         "metadata": { "name": name, "labels": { "app": "bank" } },
         "spec": {
@@ -37,14 +37,15 @@ fn pod(name: &str, metadata: Value) -> Pod {
 }
 
 /// Labels the world's namespace.
-async fn label(world: &World, labels: Value) {
+pub(crate) async fn label(world: &World, labels: Value) {
     let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
     let api: Api<Namespace> = Api::all(world.client.clone());
     api.patch(&world.namespace, &PatchParams::default(), &patch).await.unwrap();
 }
 
-/// Has the API server ask at this port about pods that ask, as the chart does, and only in the world's namespace.
-async fn register(world: &World, port: u16) -> String {
+/// Has the API server ask at this port about pods that ask, as the chart does, and only in the world's namespace; it waits
+/// for so many seconds.
+pub(crate) async fn register(world: &World, port: u16, seconds: u32) -> String {
     let name = format!("{}-injector", world.namespace);
     let entry = |name: &str, namespace: Value, pod: Value| {
         json!({
@@ -62,7 +63,7 @@ async fn register(world: &World, port: u16) -> String {
             "failurePolicy": "Fail",
             "reinvocationPolicy": "IfNeeded",
             "sideEffects": "None",
-            "timeoutSeconds": 5,
+            "timeoutSeconds": seconds,
         })
     };
     let says =
@@ -79,11 +80,11 @@ async fn register(world: &World, port: u16) -> String {
     name
 }
 
-async fn made(world: &World, pod: &Pod) -> Result<Pod, Error> {
+pub(crate) async fn made(world: &World, pod: &Pod) -> Result<Pod, Error> {
     world.api::<Pod>().create(&PostParams::default(), pod).await
 }
 
-fn refusal(result: Result<Pod, Error>) -> String {
+pub(crate) fn refusal(result: Result<Pod, Error>) -> String {
     match result {
         Err(Error::Api(status)) => status.message.clone(),
         other => panic!("{other:?}"),
@@ -91,7 +92,7 @@ fn refusal(result: Result<Pod, Error>) -> String {
 }
 
 /// Waits until the API server has heard of the webhook and of its certificate, and gives sidecars.
-async fn injects(world: &World) {
+pub(crate) async fn injects(world: &World) {
     let dry = PostParams { dry_run: true, ..PostParams::default() };
     eventually("pods that ask get their sidecar", async || {
         let pod = world.api::<Pod>().create(&dry, &pod("dry", json!({}))).await?;
@@ -109,7 +110,7 @@ async fn pods_that_ask_get_their_sidecar_and_all_others_are_left_alone() {
     let labels = json!({ INJECT: "enabled", "pod-security.kubernetes.io/enforce": "restricted" });
     label(&world, labels).await;
     let port = free_port().unwrap();
-    let name = register(&world, port).await;
+    let name = register(&world, port, 5).await;
     let endpoints = world.etcd.endpoints().join(",");
     let listen = format!("--webhook-listen=127.0.0.1:{port}");
     let webhook = format!("--webhook-name={name}");

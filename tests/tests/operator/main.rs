@@ -4,6 +4,7 @@
 mod certificates;
 mod cleanup;
 mod force;
+mod identity;
 mod injection;
 mod kubectl;
 mod leadership;
@@ -11,4 +12,6 @@ mod once;
 mod outage;
 mod pipeline;
 mod restore;
+mod uninstall;
+mod webhook;
 mod world;

@@ -1,6 +1,6 @@
 //! What every test here starts with.
 
-use std::{collections::BTreeMap, fmt::Debug, process::Command};
+use std::{collections::BTreeMap, fmt::Debug, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use concordat_protocol::{Definition, Entry, Key, Kind, Record};
@@ -78,13 +78,22 @@ impl World {
     }
 
     async fn within(cluster: &Cluster, namespace: &str) -> Self {
-        let etcd = Etcd::start().await.unwrap();
+        Self::on(Etcd::start().await.unwrap(), cluster, namespace).await
+    }
+
+    /// On this etcd.
+    pub(crate) async fn on(etcd: Etcd, cluster: &Cluster, namespace: &str) -> Self {
         let recorder = Recorder::start(etcd.client().await.unwrap());
         let kubeconfig = NamedTempFile::with_prefix("concordat-kubeconfig-").unwrap();
         let text = cluster.kubeconfig("operator", Some("system:masters")).unwrap();
         std::fs::write(kubeconfig.path(), text).unwrap();
         let client = cluster.client().await.unwrap();
         Self { namespace: namespace.to_owned(), etcd, client, recorder, kubeconfig, _shared: None }
+    }
+
+    /// With which programs log in to do everything.
+    pub(crate) fn kubeconfig(&self) -> &Path {
+        self.kubeconfig.path()
     }
 
     /// The program `concordat`, logged in to do everything. Add arguments and run it.
@@ -101,12 +110,18 @@ impl World {
 
     /// The same with these flags, of etcd's addresses among others.
     pub(crate) async fn operator_with(&self, name: &str, args: &[&str]) -> Operator {
+        let own = ["--namespace", &self.namespace];
+        self.operator_of(name, self.kubeconfig(), &[&own, args].concat()).await
+    }
+
+    /// With this kubeconfig and these flags alone: of every namespace, unless they say otherwise.
+    pub(crate) async fn operator_of(&self, name: &str, kubeconfig: &Path, args: &[&str]) -> Operator {
         let port = free_port().unwrap();
         let mut command = Command::new(binary("concordat-operator").unwrap());
         command
-            .env("KUBECONFIG", self.kubeconfig.path())
+            .env("KUBECONFIG", kubeconfig)
             .args(["--pod", name, "--lease-duration=5s", "--log=info,concordat_operator=debug"])
-            .args(["--namespace", &self.namespace, "--lease-namespace", &self.namespace])
+            .args(["--lease-namespace", &self.namespace])
             .args(args)
             .args(["--admin-listen", &format!("127.0.0.1:{port}")]);
         let mut process = Process::start(name, command).unwrap();

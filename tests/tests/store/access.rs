@@ -150,10 +150,13 @@ async fn users_come_and_go_however_often_and_by_whomever_it_is_asked() {
         one.and(two).unwrap();
     }
     admin.admit("b-c").await.unwrap();
-    assert_eq!(admin.admitted().await.unwrap(), ["a", "b-c"]);
+    let known = async || admin.admitted().await.unwrap().into_iter().collect::<Vec<_>>();
+    assert_eq!(known().await, [("a".into(), true), ("b-c".into(), true)]);
     assert!(admin.dismiss("a").await.unwrap());
     assert!(!other.dismiss("a").await.unwrap());
-    assert_eq!(other.admitted().await.unwrap(), ["b-c"]);
+    assert_eq!(known().await, [("b-c".into(), true)]);
+    etcd.client().await.unwrap().user_delete(access::user_of("b-c")).await.unwrap();
+    assert_eq!(known().await, [("b-c".into(), false)]);
     let (_folder, tls) = identity(&etcd, &access::user_of("a"));
     let gone = Store::connect(Config { request_timeout: 500, ..within(&etcd, "a", &tls) }).await;
     assert!(gone.is_err(), "{gone:?}");
