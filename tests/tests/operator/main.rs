@@ -7,6 +7,7 @@ mod force;
 mod injection;
 mod kubectl;
 mod leadership;
+mod metrics;
 mod once;
 mod outage;
 mod pipeline;
