@@ -6,5 +6,7 @@ mod base;
 mod installation;
 mod isolation;
 mod life;
+mod observed;
+mod prometheus;
 mod story;
 mod traffic;

@@ -7,7 +7,7 @@ use concordat_tests::{node::Node, process::eventually};
 use serde_json::json;
 use tokio::task::LocalSet;
 
-use crate::{bank::Bank, installation::Installation, isolation, life};
+use crate::{bank::Bank, installation::Installation, isolation, life, observed};
 
 #[tokio::test]
 async fn a_cluster_agrees_from_install_to_uninstall() -> Result<()> {
@@ -22,6 +22,7 @@ async fn story() -> Result<()> {
     let mut made = BTreeMap::new();
 
     agrees(&bank, &mut made).await?;
+    observed::all_of_it(&installation, &bank).await?;
     life::rolls(&installation, &bank, &mut made).await?;
     life::no_operator(&installation, &bank, &mut made).await?;
     life::etcd_killed(&installation, &bank, &mut made).await?;
