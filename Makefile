@@ -35,7 +35,7 @@ check: tools ## Formatting and lints, warnings denied
 	cargo clippy --locked --workspace --all-targets --features concordat-tests/node,concordat-tests/peers,concordat-tests/soak -- -D warnings
 
 .PHONY: test
-test: check kubernetes node images dapr ## Everything, as root: lints, unit, property, model, differential, process, API-server and node tests
+test: check alerts kubernetes node images dapr ## Everything, as root: lints, unit, property, model, differential, process, API-server and node tests
 	cargo test --locked --workspace --no-fail-fast --features concordat-tests/node
 
 .PHONY: kubernetes
@@ -76,9 +76,8 @@ strace: ## Installs strace, by which tests slow etcd's disk
 
 .PHONY: alerts
 alerts: ## Tells when each alert of the chart comes and when not, by Prometheus' own promtool
-	@command -v promtool >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends prometheus; }
-	promtool check rules helm/concordat/rules/concordat.yaml
-	promtool test rules tests/tests/chart/alerts.yaml
+	tool=$$(tests/prometheus/install)/promtool && \
+	  $$tool check rules helm/concordat/rules/concordat.yaml && $$tool test rules tests/tests/chart/alerts.yaml
 
 .PHONY: soak-locks
 soak-locks: tools strace ## Locks under every fault for SOAK_GRANTS grants, 100000 unless set; SOAK_SEED repeats a run's choices

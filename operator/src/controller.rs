@@ -5,7 +5,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use concordat_crds::names::FINALIZER;
 use concordat_protocol::{Definition, Key, Lease, Now, Plan};
 use concordat_store::Restored;
-use futures::{Stream, StreamExt, TryStreamExt, future::BoxFuture, stream};
+use futures::{
+    Stream, StreamExt, TryStreamExt,
+    future::{self, BoxFuture},
+    stream,
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
@@ -126,15 +130,20 @@ pub async fn run<K: Kind>(
         .map_ok(|object| ObjectRef::from_obj(&object));
     let changed = changed.map(|(namespace, name)| Ok(ObjectRef::new(&name).within(&namespace)));
     let queue = stream::select(objects, changed).take_until(end.cancelled_owned());
+    let metrics = shared.metrics.clone();
     let context = Arc::new(Context::<K> { shared, known: Mutex::default() });
     let config = controller::Config::default().concurrency(CONCURRENCY);
     controller::applier(pass_boxed::<K>, retry::<K>, context, reader, queue.boxed(), config)
-        .for_each(|result| async move {
+        .for_each(|result| {
             match result {
+                Ok(_) => {}
                 // An object that is gone by the time its turn comes.
-                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(controller::Error::ObjectNotFound(object)) => {
+                    metrics.gone(K::NAME, object.namespace.as_deref().unwrap_or_default(), &object.name);
+                }
                 Err(error) => tracing::warn!(kind = K::NAME, %error, "a pass failed"),
             }
+            future::ready(())
         })
         .await;
 }
@@ -267,6 +276,8 @@ async fn collect<K: Kind>(
         let others = meta.finalizers.iter().flatten().filter(|name| *name != FINALIZER).cloned().collect();
         context.set_finalizers(meta, others).await?;
         context.known.lock().remove(meta.uid.as_deref().unwrap_or_default());
+        let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+        context.shared.metrics.gone(K::NAME, namespace.unwrap_or_default(), name.unwrap_or_default());
         return Ok(Action::await_change());
     };
     if let Some(object) = object {
@@ -284,6 +295,10 @@ async fn tell<K: Kind>(
     state: Option<&K::State>,
     context: &Context<K>,
 ) -> Result<Action, Error> {
+    if let Some(state) = state {
+        let namespace = object.namespace().unwrap_or_default();
+        context.shared.metrics.saw(K::NAME, &namespace, &object.name_any(), K::measures(state));
+    }
     let now = Instant::now();
     let shown = object.status().cloned();
     let (before, status, wait) = context.knows(object.meta(), |known| {

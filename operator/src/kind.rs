@@ -9,7 +9,7 @@ use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Con
 use kube::{Resource, core::object::HasStatus};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Invalid, Standing, etcd};
+use crate::{Invalid, Standing, etcd, metrics::Measure};
 
 /// What a person asked for by an annotation, which is removed once it is done or cannot be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +79,9 @@ pub trait Kind: Sized + Send + Sync + 'static {
 
     /// A status's conditions.
     fn conditions(status: &Self::Status) -> &[Condition];
+
+    /// What metrics tell of an object, given what was read: of each the same measures, whatever their values.
+    fn measures(state: &Self::State) -> Vec<Measure>;
 
     /// Whether a status changes as time passes, without anything being written.
     fn moves(status: &Self::Status) -> bool;

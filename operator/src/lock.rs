@@ -18,6 +18,7 @@ use crate::{
     Invalid, Standing,
     etcd::{self, Term},
     kind::{Asked, Kind},
+    metrics::Measure,
 };
 
 /// The kind, for the pipeline.
@@ -67,6 +68,10 @@ impl Kind for Locks {
 
     fn conditions(status: &LockStatus) -> &[Condition] {
         &status.conditions
+    }
+
+    fn measures(state: &State) -> Vec<Measure> {
+        state.measures()
     }
 
     fn moves(status: &LockStatus) -> bool {

@@ -1,4 +1,6 @@
-//! What the operator counts of itself, for Prometheus.
+//! What the operator counts of itself, and what it sees of custom resources, for Prometheus.
+
+mod objects;
 
 use std::{fmt, time::Duration};
 
@@ -9,6 +11,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use self::objects::Objects;
+pub use self::objects::{Measure, Value};
 use crate::pki::Life;
 
 /// Upper bounds of the time that one pass over an object takes, seconds.
@@ -39,9 +43,11 @@ fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
 
-/// The operator's metrics, `concordat_operator_*`. None is labelled by object.
+/// The operator's metrics, `concordat_operator_*`. Labels that name an object are there only of custom resources, and
+/// only while this operator leads: never of a key, a message or a transaction.
 pub struct Metrics {
     registry: Mutex<Registry>,
+    objects: Objects,
     leading: Gauge,
     passes: Family<Pass, Counter>,
     seconds: Family<OfKind, Histogram>,
@@ -56,6 +62,8 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("concordat_operator");
+        let objects = Objects::default();
+        registry.register_collector(Box::new(objects.clone()));
         let leading = Gauge::default();
         let passes = Family::default();
         let seconds = Family::new_with_constructor(histogram as fn() -> Histogram);
@@ -78,6 +86,7 @@ impl Default for Metrics {
         registry.register("certificate_not_after_timestamp_seconds", help, not_after.clone());
         Self {
             registry: Mutex::new(registry),
+            objects,
             leading,
             passes,
             seconds,
@@ -94,6 +103,19 @@ impl Default for Metrics {
 impl Metrics {
     pub(crate) fn leads(&self, leads: bool) {
         self.leading.set(i64::from(leads));
+        if !leads {
+            self.objects.clear();
+        }
+    }
+
+    /// An object of a kind was looked at.
+    pub(crate) fn saw(&self, kind: &'static str, namespace: &str, name: &str, measures: Vec<Measure>) {
+        self.objects.saw((kind, namespace.to_owned(), name.to_owned()), measures);
+    }
+
+    /// It is no longer there.
+    pub(crate) fn gone(&self, kind: &'static str, namespace: &str, name: &str) {
+        self.objects.gone(&(kind, namespace.to_owned(), name.to_owned()));
     }
 
     pub(crate) fn passed(&self, kind: &'static str, ok: bool, took: Duration) {
@@ -143,6 +165,7 @@ mod tests {
         metrics.admitted("injected", Duration::from_millis(2));
         let at = |second| jiff::Timestamp::from_second(second).unwrap();
         metrics.certified("webhook", Life { not_before: at(1), not_after: at(2) });
+        metrics.saw("queue", "shop", "mails", vec![Measure::count("queue_ready", "Messages", 4)]);
         let text = metrics.text().unwrap();
         for line in [
             "concordat_operator_leading 1",
@@ -154,8 +177,15 @@ mod tests {
             r#"concordat_operator_admission_seconds_bucket{le="0.005"} 1"#,
             r#"concordat_operator_certificate_not_before_timestamp_seconds{certificate="webhook"} 1"#,
             r#"concordat_operator_certificate_not_after_timestamp_seconds{certificate="webhook"} 2"#,
+            r#"concordat_operator_queue_ready{object_namespace="shop",object_name="mails"} 4"#,
         ] {
             assert!(text.lines().any(|of| of == line), "no {line} in\n{text}");
         }
+        metrics.leads(false);
+        let text = metrics.text().unwrap();
+        assert!(
+            !text.contains("mails") && text.contains("reconciles"),
+            "who leads tells of objects:\n{text}"
+        );
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     Invalid, Standing,
     etcd::{self, Term},
     kind::Kind,
+    metrics::Measure,
 };
 
 /// The kind, for the pipeline.
@@ -70,6 +71,10 @@ impl Kind for Queues {
 
     fn conditions(status: &QueueStatus) -> &[Condition] {
         &status.conditions
+    }
+
+    fn measures(state: &State) -> Vec<Measure> {
+        state.measures()
     }
 
     fn moves(status: &QueueStatus) -> bool {

@@ -22,6 +22,7 @@ use crate::{
     Invalid, Standing,
     etcd::{self, Term},
     kind::Kind,
+    metrics::Measure,
 };
 
 /// The kind, for the pipeline.
@@ -101,6 +102,10 @@ impl Kind for Transactions {
 
     fn conditions(status: &DistributedTransactionStatus) -> &[Condition] {
         &status.conditions
+    }
+
+    fn measures(state: &State) -> Vec<Measure> {
+        state.measures()
     }
 
     fn moves(_: &DistributedTransactionStatus) -> bool {

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use concordat_protocol::Millis;
+use concordat_protocol::{Millis, SessionId};
 use concordat_store::{SessionState, Store};
 use http::{StatusCode, header};
 use parking_lot::Mutex;
@@ -51,10 +51,14 @@ impl Health {
     /// etcd has been reached.
     pub fn running(&self, store: Store, definitions: Definitions) {
         let (mut sessions, clock, opened) = (store.sessions(), store.clock(), self.opened.clone());
+        let metrics = self.metrics.clone();
+        let mut followed = Followed::new(store.session().id);
         tokio::spawn(async move {
             loop {
-                let live = matches!(*sessions.borrow_and_update(), SessionState::Live(_));
+                let state = sessions.borrow_and_update().clone();
+                let live = matches!(state, SessionState::Live(_));
                 opened.store(if live { clock.monotonic() } else { NONE }, Ordering::Relaxed);
+                metrics.session_losses.inc_by(followed.lost(&state));
                 if sessions.changed().await.is_err() {
                     return;
                 }
@@ -90,6 +94,31 @@ impl Health {
     }
 }
 
+/// The session that was heard of last.
+struct Followed {
+    session: SessionId,
+    /// Whether its loss was counted.
+    counted: bool,
+}
+
+impl Followed {
+    fn new(session: SessionId) -> Self {
+        Self { session, counted: false }
+    }
+
+    /// How many sessions were lost that were not counted. States come one after the other, but not every one is heard of.
+    fn lost(&mut self, state: &SessionState) -> u64 {
+        let (SessionState::Live(now) | SessionState::Lost(now)) = state;
+        let replaced = *now != self.session && !self.counted;
+        if *now != self.session {
+            *self = Self::new(now.clone());
+        }
+        let lost = matches!(state, SessionState::Lost(_)) && !self.counted;
+        self.counted |= lost;
+        u64::from(replaced) + u64::from(lost)
+    }
+}
+
 /// `/live`, `/ready` and `/metrics`.
 pub fn router(health: Health) -> Router {
     Router::new()
@@ -110,4 +139,25 @@ async fn metrics(State(health): State<Health>) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     health.metrics.session_age.set(health.session_age());
     ([(header::CONTENT_TYPE, OPEN_METRICS)], health.metrics.encode()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_session_is_lost_once_whatever_is_not_heard_of() {
+        let live = |session: &str| SessionState::Live(session.into());
+        let lost = |session: &str| SessionState::Lost(session.into());
+        for (heard, count) in [
+            (vec![live("a")], 0),
+            (vec![live("a"), lost("a"), live("b")], 1),
+            (vec![live("a"), live("b")], 1),
+            (vec![lost("a"), lost("b"), live("c")], 2),
+            (vec![live("b"), lost("b"), lost("b")], 2),
+        ] {
+            let mut followed = Followed::new("a".into());
+            assert_eq!(heard.iter().map(|state| followed.lost(state)).sum::<u64>(), count, "{heard:?}");
+        }
+    }
 }

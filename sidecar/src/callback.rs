@@ -108,7 +108,8 @@ fn request(
         .body(Full::new(Bytes::from(input)))
 }
 
-fn name(operation: Operation) -> &'static str {
+/// What an operation is called.
+pub(crate) fn name(operation: Operation) -> &'static str {
     match operation {
         Operation::Prepare => "prepare",
         Operation::Commit => "commit",

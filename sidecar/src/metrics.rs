@@ -62,12 +62,14 @@ pub struct Metrics {
     pub batch: Histogram,
     /// From the sending of a commit to its answer, in seconds.
     pub round_trip: Histogram,
+    /// Sessions that were lost.
+    pub session_losses: Counter,
     /// Seconds since the session was opened; 0 without one.
     pub session_age: Gauge<f64, AtomicU64>,
 }
 
-// 0.25 ms to 16 s: below is the loopback, above are long polls.
-fn latencies() -> Histogram {
+/// 0.25 ms to 16 s: below is the loopback, above are long polls.
+pub(crate) fn latencies() -> Histogram {
     Histogram::new(exponential_buckets(0.000_25, 2.0, 17))
 }
 
@@ -81,6 +83,7 @@ impl Default for Metrics {
             panics: Counter::default(),
             batch: Histogram::new(exponential_buckets(1.0, 2.0, 8)),
             round_trip: latencies(),
+            session_losses: Counter::default(),
             session_age: Gauge::default(),
         };
         metrics.register("operations", "Answers of the API", metrics.operations.clone());
@@ -89,6 +92,7 @@ impl Default for Metrics {
         metrics.register("panics", "Requests and tasks that ended in a panic", metrics.panics.clone());
         metrics.register("batch_plans", "Plans in one commit", metrics.batch.clone());
         metrics.register_seconds("etcd_round_trip", "Time to commit", metrics.round_trip.clone());
+        metrics.register("session_losses", "Sessions that were lost", metrics.session_losses.clone());
         metrics.register_seconds("session_age", "Age of the session", metrics.session_age.clone());
         metrics
     }

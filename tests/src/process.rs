@@ -46,6 +46,17 @@ pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<
     }
 }
 
+/// Waits until the metrics of a program, whose `/metrics` are at this address, have all of these lines.
+pub async fn measures(admin: &str, lines: &[&str]) -> Result<()> {
+    eventually(&lines.join(", "), async || {
+        let text = reqwest::get(format!("{admin}/metrics")).await?.error_for_status()?.text().await?;
+        let missing: Vec<_> = lines.iter().filter(|line| !text.lines().any(|of| of == **line)).collect();
+        ensure!(missing.is_empty(), "no {missing:?} in\n{text}");
+        Ok(())
+    })
+    .await
+}
+
 /// A port of 127.0.0.1 that nobody listens on, and that is not given twice. It lies below what Linux takes for outgoing
 /// connections (`ip_local_port_range`, from 32768), so that none of the many that tests open comes to sit on it.
 pub fn free_port() -> Result<u16> {
@@ -61,6 +72,12 @@ pub fn free_port() -> Result<u16> {
         }
     }
     bail!("no port of {PORTS:?} is free")
+}
+
+/// Where scripts keep what tests use and is made or fetched once.
+pub fn cache() -> Result<PathBuf> {
+    let cache = env::var_os("CONCORDAT_CACHE").filter(|cache| !cache.is_empty()).map(PathBuf::from);
+    cache.or_else(|| Some(env::home_dir()?.join(".cache/concordat"))).context("no HOME")
 }
 
 /// A new temporary folder for a process of this name.

@@ -18,6 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::{
     age,
     conditions::{Fact, Standing, merge, whole_second},
+    metrics::Measure,
 };
 
 /// How many holders a status shows.
@@ -100,6 +101,21 @@ impl State {
         }
         state
     }
+
+    /// What metrics tell of the lock.
+    pub fn measures(&self) -> Vec<Measure> {
+        let waiting_since = self.waiting_since.filter(|_| self.waiters > 0);
+        vec![
+            Measure::count("lock_held", "Keys that are known to be held", self.held().count() as u64),
+            Measure::count("lock_waiters", "Callers that wait, over all sidecars", self.waiters),
+            Measure::since("lock_oldest_wait", "For how long the first of them waits", waiting_since),
+        ]
+    }
+
+    /// What is known to be held. What may only stay with a sidecar is told of once it is: within seconds, if it lasts.
+    fn held(&self) -> impl Iterator<Item = &Held> {
+        self.holders.iter().filter(|held| !held.holder.stays)
+    }
 }
 
 fn offset(entry: &Entry) -> Option<i64> {
@@ -125,8 +141,7 @@ pub fn status(object: &Lock, standing: &Standing, state: Option<&State>, now: Ti
 }
 
 fn counts(state: &State, now: Timestamp) -> LockStatus {
-    // What may only stay with a sidecar is told of once it is known to be held: within seconds, if it lasts.
-    let mut longest: Vec<&Held> = state.holders.iter().filter(|held| !held.holder.stays).collect();
+    let mut longest: Vec<&Held> = state.held().collect();
     longest.sort_by_key(|held| (held.holder.since, &held.key));
     let now = now.as_millisecond() as Millis;
     LockStatus {
@@ -158,9 +173,10 @@ mod tests {
         lock::{Shadow, Share, Waiter, plans},
         session::Stat,
     };
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
+    use crate::metrics::Value;
 
     fn lock() -> Lock {
         let spec: LockSpec = serde_json::from_value(json!({ "mode": "CompareAndSwap" })).unwrap();
@@ -206,7 +222,11 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn json_of(status: &LockStatus) -> Value {
+    fn measured(state: &State) -> Vec<Value> {
+        state.measures().into_iter().map(|measure| measure.value).collect()
+    }
+
+    fn json_of(status: &LockStatus) -> serde_json::Value {
         serde_json::to_value(status).unwrap()
     }
 
@@ -220,6 +240,7 @@ mod tests {
                 stat("s3", &[("granted", 8)]),
             ],
         );
+        assert_eq!(measured(&state), [Value::Count(2), Value::Count(3), Value::Since(Some(60_000))]);
         let status = status(&lock(), &Standing::Accepted, Some(&state), at(100));
         assert_eq!(
             json_of(&status),
@@ -280,6 +301,7 @@ mod tests {
         assert_eq!(state.holders.len(), 2, "it is wiped when both are gone");
         let status = status(&lock(), &Standing::Accepted, Some(&state), at(100));
         assert_eq!(status.held, 1);
+        assert_eq!(measured(&state), [Value::Count(1), Value::Count(0), Value::Since(None)]);
         assert_eq!((status.holders[0].key.as_str(), status.holders[0].fence), ("b", (42 << 10) + 7));
     }
 

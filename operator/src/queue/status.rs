@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use crate::{
     age,
     conditions::{Fact, Standing, merge},
+    metrics::Measure,
 };
 
 /// What is remembered of a Queue: counts alone, but for the oldest segment.
@@ -116,6 +117,26 @@ impl State {
         self.stored.saturating_sub(self.finished)
     }
 
+    /// What metrics tell of the queue.
+    pub fn measures(&self) -> Vec<Measure> {
+        vec![
+            Measure::count("queue_ready", "Messages that a consumer could have now", self.ready()),
+            Measure::count("queue_in_flight", "Messages in delivery", self.in_flight),
+            Measure::count(
+                "queue_delayed",
+                "Messages that wait for a delay or back-off to end",
+                self.delayed,
+            ),
+            Measure::count("queue_dead_letters", "Dead letters kept beside the queue", self.dead),
+            Measure::count("queue_consumers", "Sidecars through which somebody consumes", self.consumers),
+            Measure::since(
+                "queue_oldest_message",
+                "Age of the oldest message that is not finished",
+                self.oldest,
+            ),
+        ]
+    }
+
     fn count(&mut self, part: &Part, now: Millis) {
         for (place, fate) in (0..).zip(&part.progress.fates) {
             if finished(fate) {
@@ -199,6 +220,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::metrics::Value;
 
     fn queue() -> Queue {
         let spec: QueueSpec = serde_json::from_value(json!({ "mode": "WorkQueue" })).unwrap();
@@ -285,6 +307,18 @@ mod tests {
                 consumers: 2,
                 oldest: Some(39_000),
             }
+        );
+        let measured: Vec<_> = state.measures().iter().map(|of| (of.name, of.value)).collect();
+        assert_eq!(
+            measured,
+            [
+                ("queue_ready", Value::Count(4)),
+                ("queue_in_flight", Value::Count(2)),
+                ("queue_delayed", Value::Count(1)),
+                ("queue_dead_letters", Value::Count(1)),
+                ("queue_consumers", Value::Count(2)),
+                ("queue_oldest_message", Value::Since(Some(39_000))),
+            ]
         );
         assert_eq!(
             serde_json::to_value(status(&queue(), &Standing::Accepted, Some(&state), at(100))).unwrap(),

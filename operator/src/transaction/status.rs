@@ -13,7 +13,10 @@ use concordat_protocol::{
 use jiff::Timestamp;
 
 use super::{Totals, once::mark};
-use crate::conditions::{Fact, Standing, merge};
+use crate::{
+    conditions::{Fact, Standing, merge},
+    metrics::Measure,
+};
 
 /// How many characters of a branch's error a status shows.
 const SHOWN: usize = 1024;
@@ -66,6 +69,22 @@ impl State {
         state
     }
 
+    /// What metrics tell of the object.
+    pub fn measures(&self) -> Vec<Measure> {
+        let undecided = self.live.iter().filter(|transaction| transaction.decision.is_none()).count() as u64;
+        let oldest = self.live.iter().map(|transaction| transaction.began).min();
+        vec![
+            Measure::count("transactions_active", "Begun and not applied everywhere", self.live.len() as u64),
+            Measure::count("transactions_undecided", "Those of them without a decision", undecided),
+            Measure::count("transactions_stuck", "Those of them that wait for a person", self.stuck()),
+            Measure::since("transactions_oldest", "Age of the one that began first", oldest),
+        ]
+    }
+
+    fn stuck(&self) -> u64 {
+        self.live.iter().filter(|transaction| !stuck(transaction).is_empty()).count() as u64
+    }
+
     /// What to read further of an object with run `Once`, into [`State::work`]: the items of its transaction.
     pub fn items(&self, object: &DistributedTransaction) -> Vec<Range> {
         let id = once_id(object.metadata.uid.as_deref().unwrap_or_default());
@@ -113,7 +132,7 @@ pub fn status(
 type Told = (DistributedTransactionStatus, Vec<Fact>);
 
 fn on_demand(object: &DistributedTransaction, state: &State, totals: &Totals) -> Told {
-    let stuck = state.live.iter().filter(|transaction| !stuck(transaction).is_empty()).count() as u64;
+    let stuck = state.stuck();
     let fact = if stuck > 0 {
         let name = object.metadata.name.as_deref().unwrap_or_default();
         let message = format!(

@@ -6,7 +6,7 @@ use concordat_protocol::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::transaction::compile;
+use crate::{metrics, transaction::compile};
 
 fn object(run: &str) -> DistributedTransaction {
     let mut spec = json!({
@@ -170,6 +170,34 @@ fn on_demand_counts_what_is_under_way_and_what_sidecars_finished() {
     let quiet = see(&object("OnDemand"), vec![]);
     assert_eq!(conditions(&quiet), ["Ready=True/Accepted", "Stuck=False/Progressing"]);
     assert_eq!((quiet.id, quiet.outcome, quiet.branches.len()), (None, None, 0));
+}
+
+#[test]
+fn what_is_under_way_is_measured_and_nothing_is_nought() {
+    use Stage::{Applying, Preparing, Stuck};
+    let began = |at, of: Transaction| Transaction { began: at, ..of };
+    let measured = |entries| {
+        let state = State::of(&"pay".into(), entries);
+        state.measures().into_iter().map(|of| (of.name, of.value)).collect::<Vec<_>>()
+    };
+    let entries = vec![
+        live("1", began(7_000, transaction("pay", None, [Preparing, Preparing]))),
+        live("2", began(5_000, transaction("pay", Some(Decision::Commit), [Applying, Stuck]))),
+        live("3", began(9_000, transaction("pay", Some(Decision::Abort), [Applying, Applying]))),
+        live("4", began(1_000, transaction("other", None, [Stuck, Stuck]))),
+    ];
+    assert_eq!(
+        measured(entries),
+        [
+            ("transactions_active", metrics::Value::Count(3)),
+            ("transactions_undecided", metrics::Value::Count(1)),
+            ("transactions_stuck", metrics::Value::Count(1)),
+            ("transactions_oldest", metrics::Value::Since(Some(5_000))),
+        ]
+    );
+    let nothing: Vec<_> = measured(vec![]).into_iter().map(|(_, value)| value).collect();
+    let none = metrics::Value::Count(0);
+    assert_eq!(nothing, [none, none, none, metrics::Value::Since(None)]);
 }
 
 #[test]

@@ -226,6 +226,10 @@ impl Fair {
         self.mine.len() - self.tokens.len()
     }
 
+    pub(super) fn contends(&self) -> bool {
+        !self.queued.is_empty()
+    }
+
     pub(super) fn waiting_since(&self) -> Option<Millis> {
         let waits = |mine: &&Mine| !matches!(mine.stage, Stage::Held { .. });
         // They are numbered as they came.

@@ -133,6 +133,14 @@ impl Machine {
         }
     }
 
+    /// Whether some of them wait for another who is known to hold it.
+    pub fn contends(&self) -> bool {
+        match self {
+            Self::Swap(swap) => swap.contends(),
+            Self::Fair(fair) => fair.contends(),
+        }
+    }
+
     /// Since when the first of them waits, monotonic milliseconds.
     pub fn waiting_since(&self) -> Option<Millis> {
         match self {

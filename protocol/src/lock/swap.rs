@@ -246,6 +246,10 @@ impl Swap {
         self.line.len() + usize::from(matches!(&self.phase, Phase::Trying { waiter: Some(_), .. }))
     }
 
+    pub(super) fn contends(&self) -> bool {
+        !self.line.is_empty() && (self.contended || matches!(self.phase, Phase::Held(_)))
+    }
+
     pub(super) fn waiting_since(&self) -> Option<Millis> {
         match &self.phase {
             Phase::Trying { waiter: Some(waiter), .. } => Some(waiter.asked),

@@ -1,6 +1,7 @@
 //! Runs locks: one machine a key, on the store.
 
 mod calls;
+mod counted;
 mod following;
 mod holdings;
 mod inspect;
@@ -18,23 +19,19 @@ use concordat_protocol::{
 };
 use concordat_store::{CommitError, SessionState, Store};
 use parking_lot::Mutex;
-use prometheus_client::metrics::{
-    counter::Counter,
-    gauge::Gauge,
-    histogram::{Histogram, exponential_buckets},
-};
 use tokio::sync::{Notify, oneshot};
 
+use self::{
+    counted::Counted,
+    holdings::Holdings,
+    keys::{Keys, Stepped},
+};
 pub use self::{
     following::{Event, Following},
     holdings::Held,
     inspect::{Holding, Inspection},
     keys::Place,
     several::{Asked, GrantedSeveral},
-};
-use self::{
-    holdings::Holdings,
-    keys::{Keys, Stepped},
 };
 use crate::{context::Identity, definitions::Definitions, failpoint, metrics::Metrics};
 
@@ -57,12 +54,7 @@ struct Inner {
     counted: Notify,
     /// The machines have nothing under way any more, perhaps.
     settled: Notify,
-    grants: Counter,
-    wakeups: Counter,
-    losses: Counter,
-    waits: Histogram,
-    holds: Histogram,
-    waiters: Gauge,
+    metrics: Counted,
 }
 
 /// How a caller wants a lock; durations in milliseconds.
@@ -112,31 +104,8 @@ impl LockEngine {
             rearmed: Notify::new(),
             counted: Notify::new(),
             settled: Notify::new(),
-            grants: Counter::default(),
-            wakeups: Counter::default(),
-            losses: Counter::default(),
-            waits: Histogram::new(exponential_buckets(0.000_25, 2.0, 20)),
-            holds: Histogram::new(exponential_buckets(0.001, 2.0, 24)),
-            waiters: Gauge::default(),
+            metrics: Counted::register(metrics),
         });
-        metrics.register("lock_grants", "Locks granted", inner.grants.clone());
-        metrics.register(
-            "lock_wakeups",
-            "Calls that asked for a lock and were woken, to be granted it or sent away",
-            inner.wakeups.clone(),
-        );
-        metrics.register(
-            "lock_losses",
-            "Grants that ended otherwise than by their holder",
-            inner.losses.clone(),
-        );
-        metrics.register_seconds(
-            "lock_wait",
-            "Time from asking for a lock to getting it",
-            inner.waits.clone(),
-        );
-        metrics.register_seconds("lock_hold", "Time from getting a lock to its end", inner.holds.clone());
-        metrics.register("lock_waiters", "Callers that wait for a lock", inner.waiters.clone());
         tokio::spawn(inner.clone().tick());
         tokio::spawn(inner.clone().follow_sessions());
         tokio::spawn(inner.clone().follow_definitions());
@@ -175,6 +144,9 @@ impl LockEngine {
         let mut call = Call { engine: self, place, caller, answered: false };
         let stepped = self.0.step(&call.place, input(caller));
         if let Err(rejected) = stepped {
+            if matches!(rejected, Rejected::Held(_) | Rejected::Full) {
+                self.0.metrics.contended.inc();
+            }
             call.answered = true;
             self.0.keys.lock().dismiss(caller);
             return Err(rejected);
@@ -221,8 +193,9 @@ impl Inner {
         }
         if due.stats {
             self.counted.notify_one();
-            self.waiters.inc_by(due.waiters);
+            self.metrics.waiters.inc_by(due.waiters);
         }
+        self.metrics.contended.inc_by(due.contended);
         if due.settled {
             self.settled.notify_one();
         }
@@ -250,11 +223,11 @@ impl Inner {
             }
             Effect::Reply(caller, reply) => {
                 if let Ok(Reply::Granted { waited, .. }) = &reply {
-                    self.grants.inc();
-                    self.waits.observe(*waited as f64 / 1e3);
+                    self.metrics.grants.inc();
+                    self.metrics.waits.observe(*waited as f64 / 1e3);
                 }
                 if !matches!(reply, Ok(Reply::Renewed { .. } | Reply::Released)) {
-                    self.wakeups.inc();
+                    self.metrics.wakeups.inc();
                 }
                 // A caller that hung up at this very moment cancels by itself.
                 if let Some(answer) = self.keys.lock().dismiss(caller) {

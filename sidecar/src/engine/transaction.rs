@@ -4,6 +4,7 @@
 mod adoption;
 mod begin;
 mod coordination;
+mod counted;
 mod inbox;
 mod participation;
 mod query;
@@ -58,6 +59,7 @@ struct Inner {
     ended: Notify,
     draining: AtomicBool,
     stats: stats::Stats,
+    metrics: counted::Counted,
 }
 
 impl TransactionEngine {
@@ -65,7 +67,7 @@ impl TransactionEngine {
     pub fn start(
         store: &Store,
         _: &Definitions,
-        _: &Arc<Metrics>,
+        metrics: &Arc<Metrics>,
         identity: &Arc<Identity>,
         callbacks: Callbacks,
     ) -> Self {
@@ -84,6 +86,7 @@ impl TransactionEngine {
             ended: Notify::new(),
             draining: AtomicBool::new(false),
             stats: stats::Stats::default(),
+            metrics: counted::Counted::register(metrics),
         });
         tokio::spawn(inbox::follow_session(inner.clone()));
         tokio::spawn(inbox::follow_peers(inner.clone()));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use concordat_tests::process::Process;
+use concordat_tests::process::{Process, cache};
 
 use crate::world::{STORE, World};
 
@@ -49,9 +49,7 @@ fn installed() -> Result<PathBuf> {
         let versions = INSTALL.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         versions.with_context(|| format!("no version of {name}"))
     };
-    let cache = std::env::var_os("CONCORDAT_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(std::env::home_dir()?.join(".cache/concordat"))).context("no HOME")?;
-    let folder = cache.join(format!("dapr/{}-{}", version("NPM")?, version("PYPI")?));
+    let folder = cache()?.join(format!("dapr/{}-{}", version("NPM")?, version("PYPI")?));
     ensure!(folder.join("complete").exists(), "Dapr's SDKs are not installed: run `make dapr`");
     Ok(folder)
 }

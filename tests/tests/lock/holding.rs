@@ -180,6 +180,8 @@ async fn a_session_that_is_lost_is_told_before_another_holds_the_lock() -> Resul
     assert_eq!(next.status, StatusCode::OK, "{next:?}");
     proxy.heal();
     assert_eq!(cut_off.renew("k", &grant.token()).await?.code(), "lock-lost");
+    cut_off.counts("concordat_sidecar_session_losses_total 1").await?;
+    other.counts("concordat_sidecar_session_losses_total 0").await?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! L1 to L7.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
+mod contention;
 mod examples;
 mod fair;
 mod faults;

@@ -18,7 +18,7 @@ use concordat_tests::{
         Change, Recorder,
         lock::{Callers, RELEASE, RENEWAL},
     },
-    process::{Process, binary_with, eventually, free_port},
+    process::{Process, binary_with, eventually, free_port, measures},
     proxy::Proxy,
 };
 use reqwest::{Client, Method, StatusCode};
@@ -454,11 +454,6 @@ impl Sidecar {
 
     /// Waits until its metrics have a line.
     pub(crate) async fn counts(&self, line: &str) -> Result<()> {
-        eventually(line, async || {
-            let metrics = reqwest::get(format!("{}/metrics", self.admin)).await?.text().await?;
-            ensure!(metrics.lines().any(|of| of == line), "its metrics say:\n{metrics}");
-            Ok(())
-        })
-        .await
+        measures(&self.admin, &[line]).await
     }
 }

@@ -66,6 +66,15 @@ impl<'a> Installation<'a> {
         tested.with_context(|| self.look()).map(drop)
     }
 
+    /// The objects of the chart with other values, which are not installed.
+    pub(crate) async fn rendered(&self, values: &[&str]) -> Result<Vec<Value>> {
+        let values: Vec<&str> = values.iter().flat_map(|value| ["--set", value]).collect();
+        let template = ["template", RELEASE, CHART, "--namespace", SYSTEM];
+        let text = self.node.helm(&[&template[..], &values].concat()).await?;
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&text)?;
+        Ok(objects.into_iter().filter(|object| !object.is_null()).collect())
+    }
+
     /// `helm upgrade` with other values.
     pub(crate) async fn upgrade(&self, values: &[&str]) -> Result<()> {
         let upgrade = ["upgrade", RELEASE, CHART, "--namespace", self.namespace, "--wait", "--timeout", "5m"];

@@ -12,7 +12,7 @@ use crate::{
     installation::Installation,
     isolation,
     kubectl::{self, Plugin},
-    life,
+    life, observed,
 };
 
 #[tokio::test]
@@ -30,6 +30,7 @@ async fn story() -> Result<()> {
 
     agrees(&bank, &mut made).await?;
     kubectl::works(&plugin, &installation, &bank).await?;
+    observed::all_of_it(&installation, &bank).await?;
     life::rolls(&installation, &bank, &mut made).await?;
     life::no_operator(&installation, &plugin, &bank, &mut made).await?;
     life::short_of_memory(&bank, &mut made).await?;

@@ -8,6 +8,7 @@ mod identity;
 mod injection;
 mod kubectl;
 mod leadership;
+mod metrics;
 mod once;
 mod outage;
 mod pipeline;

@@ -9,7 +9,7 @@ use concordat_tests::{
     etcd::Etcd,
     history::Recorder,
     kube::{Cluster, Namespace},
-    process::{Process, binary, eventually, free_port},
+    process::{Process, binary, eventually, free_port, measures},
 };
 use etcd_client::PutOptions;
 use k8s_openapi::{
@@ -271,14 +271,12 @@ impl Operator {
 
     /// Waits until it leads, or no longer does.
     pub(crate) async fn leads(&self, leads: bool) {
-        let line = format!("concordat_operator_leading {}", u8::from(leads));
-        eventually(&line, async || {
-            let text = self.metrics().await?;
-            ensure!(text.lines().any(|of| of == line), "its metrics say:\n{text}");
-            Ok(())
-        })
-        .await
-        .unwrap();
+        self.measures(&[&format!("concordat_operator_leading {}", u8::from(leads))]).await;
+    }
+
+    /// Waits until its metrics have these lines.
+    pub(crate) async fn measures(&self, lines: &[&str]) {
+        measures(&self.admin, lines).await.unwrap();
     }
 
     pub(crate) async fn metrics(&self) -> Result<String> {

@@ -54,7 +54,7 @@ async fn what_everybody_agrees_to_is_committed_everywhere() -> Result<()> {
 async fn a_no_aborts_and_says_why() -> Result<()> {
     let etcd = Etcd::start().await?;
     let world = World::new(&etcd, "abort").await?;
-    let (c, _p, _q) = (world.start("c", "").await?, world.start("p", "").await?, world.start("q", "").await?);
+    let (c, p, _q) = (world.start("c", "").await?, world.start("p", "").await?, world.start("q", "").await?);
     world.p.behave("debit", "prepare", [Answer(503), Answer(409)]);
 
     let answer = world.begin(&c, "t1").await?;
@@ -67,6 +67,25 @@ async fn a_no_aborts_and_says_why() -> Result<()> {
     let attempts: Vec<u32> =
         world.p.calls().iter().filter(|call| call.operation == "prepare").map(|call| call.attempt).collect();
     assert_eq!(attempts, [1, 2]);
+    let decided = "concordat_sidecar_transaction_decisions_total";
+    let took = "concordat_sidecar_transaction_decision_seconds_count 1";
+    c.counts(&[
+        &format!("{decided}{{decision=\"abort\"}} 1"),
+        &format!("{decided}{{decision=\"commit\"}} 0"),
+        took,
+    ])
+    .await?;
+    let called = |operation: &str, answer: &str, count: u32| {
+        format!("concordat_sidecar_callbacks_total{{operation=\"{operation}\",answer=\"{answer}\"}} {count}")
+    };
+    let calls = [
+        called("prepare", "again", 1),
+        called("prepare", "no", 1),
+        called("prepare", "yes", 0),
+        called("abort", "yes", 1),
+    ];
+    let took = "concordat_sidecar_callback_seconds_count{operation=\"prepare\"} 2";
+    p.counts(&calls.iter().map(String::as_str).chain([took]).collect::<Vec<_>>()).await?;
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use concordat_store::{Admin, AdminConfig};
 use concordat_tests::{
     etcd::Etcd,
     history::{Change, Recorder},
-    process::{Process, binary_with, eventually, free_port},
+    process::{Process, binary_with, eventually, free_port, measures},
 };
 use serde_json::{Value, json};
 
@@ -32,6 +32,14 @@ pub(crate) struct Pod {
     pub(crate) process: Process,
     pub(crate) port: u16,
     pub(crate) name: String,
+    admin: String,
+}
+
+impl Pod {
+    /// Waits until its sidecar has counted this.
+    pub(crate) async fn counts(&self, lines: &[&str]) -> Result<()> {
+        measures(&self.admin, lines).await
+    }
 }
 
 pub(crate) struct World {
@@ -117,8 +125,9 @@ impl World {
             command.args(["--app-port", &port.to_string()]);
         }
         let mut process = Process::start(&name, command)?;
-        process.answers(&format!("http://127.0.0.1:{admin}/ready")).await?;
-        Ok(Pod { process, port, name })
+        let admin = format!("http://127.0.0.1:{admin}");
+        process.answers(&format!("{admin}/ready")).await?;
+        Ok(Pod { process, port, name, admin })
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer> {

@@ -165,7 +165,7 @@ impl Inner {
 
     /// A grant was lost: whoever follows it is told, and what else its token holds is freed.
     pub(super) fn lost(self: &Arc<Self>, place: &Place, token: Token) {
-        self.losses.inc();
+        self.metrics.losses.inc();
         tracing::warn!(lock = %place.lock, key = %place.key, "a grant ended without its holder");
         let ended = self.holdings.lock().lose(token).cloned();
         if let Some(holding) = ended {
@@ -176,6 +176,6 @@ impl Inner {
     }
 
     pub(super) fn observe_end(&self, holding: &Holding) {
-        self.holds.observe(self.now().monotonic.saturating_sub(holding.since) as f64 / 1e3);
+        self.metrics.holds.observe(self.now().monotonic.saturating_sub(holding.since) as f64 / 1e3);
     }
 }

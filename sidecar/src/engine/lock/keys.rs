@@ -57,6 +57,8 @@ struct Kept {
     armed: Option<Millis>,
     watches: bool,
     waiters: usize,
+    /// The last caller that had come when somebody waited here for another who held it.
+    contended: Caller,
     used: Millis,
     /// Whether it is among the unused.
     listed: bool,
@@ -76,6 +78,8 @@ pub(super) struct Due {
     pub(super) stats: bool,
     /// So many more wait now.
     pub(super) waiters: i64,
+    /// So many are answered who found it held.
+    pub(super) contended: u64,
     /// The machine has nothing under way any more.
     pub(super) settled: bool,
     /// It began to watch (true) or stopped.
@@ -179,6 +183,11 @@ impl Keys {
             }
             let granted =
                 effects.iter().filter(|e| matches!(e, Effect::Reply(_, Ok(Reply::Granted { .. })))).count();
+            let met = |caller: &Caller| *caller <= kept.contended;
+            due.contended = effects.iter().filter(|effect| found_it_held(effect, met)).count() as u64;
+            if kept.machine.contends() {
+                kept.contended = Caller(self.next_caller);
+            }
             let waiters = kept.machine.waiters();
             let counters = self.counters.entry(place.lock.clone()).or_default();
             due.stats = counters.count(granted, kept.waiters, waiters);
@@ -222,6 +231,7 @@ impl Keys {
                             armed: None,
                             watches: false,
                             waiters: 0,
+                            contended: Caller(0),
                             used: 0,
                             listed: false,
                             stays: None,
@@ -273,6 +283,16 @@ impl Keys {
 
     pub(super) fn next_timer(&self) -> Option<Millis> {
         self.timers.peek().map(|Reverse((at, _))| *at)
+    }
+}
+
+/// Whether an answer goes to a caller who found it held; `met`: somebody waited for another since the caller came.
+fn found_it_held(effect: &Effect, met: impl Fn(&Caller) -> bool) -> bool {
+    let Effect::Reply(caller, reply) = effect else { return false };
+    match reply {
+        Ok(Reply::Granted { .. }) | Err(Rejected::TimedOut(None)) => met(caller),
+        Err(Rejected::Held(_) | Rejected::TimedOut(Some(_)) | Rejected::Full) => true,
+        _ => false,
     }
 }
 

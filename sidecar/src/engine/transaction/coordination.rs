@@ -111,6 +111,7 @@ impl Inner {
                         timer.abort();
                     }
                     tracing::debug!(transaction = %id, ?decision, "decided");
+                    self.metrics.decided(run.machine.record(), decision, self.store.clock().now().unix);
                     let view = View::live(id, run.machine.record());
                     run.progress.send_replace(Progress::Decided(Arc::new(view)));
                 }

@@ -9,7 +9,7 @@ use concordat_protocol::{
         participant::{Call, Called, Effect, Input, Tag},
     },
 };
-use tokio::task::AbortHandle;
+use tokio::{task::AbortHandle, time::Instant};
 
 use super::{
     Inner,
@@ -133,7 +133,9 @@ impl Inner {
         if !self.store.session().is_believed(self.store.clock().now()) {
             return Called::Again("the sidecar's session is not believed to live".into());
         }
+        let began = Instant::now();
         let called = self.callbacks.call(id, branch, &call, input).await;
+        self.metrics.called(call.work.operation, &called, began.elapsed());
         failpoint!(if prepare { "branch-after-prepare-call" } else { "branch-after-apply-call" });
         called
     }
