@@ -349,7 +349,17 @@ impl Etcd {
         Ok(revision)
     }
 
-    /// Gives the space that compaction freed back to the disk, one member after another.
+    /// How many bytes the database of each member has on its disk.
+    pub async fn sizes(&self) -> Result<Vec<u64>> {
+        let mut sizes = Vec::new();
+        for member in 0..self.members.len() {
+            sizes.push(self.client_of(member).await?.status().await?.db_size().try_into()?);
+        }
+        Ok(sizes)
+    }
+
+    /// Gives the space that compaction freed back to the disk, one member after another. A member compacts in its own time:
+    /// see [`Self::sizes`] for whether it had.
     pub async fn defragment(&self) -> Result<()> {
         for member in 0..self.members.len() {
             self.client_of(member).await?.defragment().await?;

@@ -110,15 +110,20 @@ impl Scene {
         self.over.load(SeqCst)
     }
 
-    /// Waits for so many grants in all.
+    /// Waits for so many grants in all, as long as there are any.
     async fn reach(&self, count: u64) -> Result<()> {
         let mut grants = self.grants.subscribe();
-        let reached = tokio::time::timeout(PATIENCE, grants.wait_for(|grants| *grants >= count)).await;
-        if let Some(wrong) = &*self.wrong.lock() {
-            bail!("{wrong}");
+        loop {
+            if let Some(wrong) = &*self.wrong.lock() {
+                bail!("{wrong}");
+            }
+            let now = *grants.borrow_and_update();
+            if now >= count {
+                return Ok(());
+            }
+            let changed = tokio::time::timeout(PATIENCE, grants.changed()).await;
+            ensure!(changed.is_ok(), "no progress: {now} of {count} grants");
         }
-        ensure!(reached.is_ok(), "no progress: {} of {count} grants", *self.grants.borrow());
-        Ok(())
     }
 
     /// Waits for so many more.

@@ -10,7 +10,7 @@ use rand::RngExt as _;
 use serde_json::json;
 
 use super::{
-    HELD, LOCKS, PODS, Soak,
+    HELD, LOCKS, PODS, QUOTA, Soak,
     caller::{self, Held},
 };
 
@@ -201,8 +201,15 @@ impl Struck {
                 // What was deleted is gone once the record, and with it compaction, is there.
                 soak.world.changes().await?;
                 soak.compact().await?;
-                soak.world.etcd.defragment().await?;
-                soak.world.etcd.disarm().await?;
+                let etcd = &soak.world.etcd;
+                eventually("every member has room again", async || {
+                    etcd.defragment().await?;
+                    let sizes = etcd.sizes().await?;
+                    ensure!(sizes.iter().all(|size| *size < QUOTA / 2), "their files have {sizes:?} bytes");
+                    Ok(())
+                })
+                .await?;
+                etcd.disarm().await?;
             }
         }
         Ok(())
