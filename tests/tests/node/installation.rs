@@ -127,7 +127,8 @@ impl<'a> Installation<'a> {
     /// Nothing is left that blocks anything: no webhook, no finalizer, no Secret, no lease, no role; the resources and the
     /// data stay, as `keep` says.
     pub(crate) async fn left_nothing(&self) -> Result<()> {
-        self.left_nothing_but(&[]).await
+        self.left_nothing_but(&[]).await?;
+        self.left_the_data().await
     }
 
     /// Nothing but these Secrets that people made, each as namespace and name.
@@ -153,9 +154,16 @@ impl<'a> Installation<'a> {
                 ensure!(object["metadata"]["finalizers"].is_null(), "a finalizer is left: {object:#}");
             }
         }
-        let claims = names(&["persistentvolumeclaims", "--namespace", SYSTEM]).await?;
-        let of_etcd = |claim: &Value| claim["metadata"]["name"] == "data-concordat-etcd-0";
-        ensure!(claims.iter().any(of_etcd), "etcd's volume is gone, which was to stay: {claims:#?}");
+        Ok(())
+    }
+
+    /// What its etcd knew stays on its volume.
+    async fn left_the_data(&self) -> Result<()> {
+        let claims = self.kubectl(&["get", "persistentvolumeclaims", "--output=name"]).await?;
+        ensure!(
+            claims.contains("data-concordat-etcd-0"),
+            "etcd's volume is gone, which was to stay: {claims}"
+        );
         Ok(())
     }
 }
