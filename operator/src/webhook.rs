@@ -237,6 +237,7 @@ mod tests {
             log: String::new(),
             resources: Default::default(),
             etcd_endpoints: Vec::new(),
+            etcd_server_name: None,
         };
         let webhook =
             Arc::new(Webhook { client: Client::new(nobody, "a"), settings, metrics: Arc::default() });

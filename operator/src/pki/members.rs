@@ -20,7 +20,7 @@ pub(super) fn name(trusted: &str) -> String {
     let mut all: Vec<String> = blocks(trusted).collect();
     all.sort_unstable();
     let digest = Sha256::digest(all.concat());
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    digest.iter().take(8).fold(String::new(), |name, byte| format!("{name}{byte:02x}"))
 }
 
 /// Whom all members trust, by name; none while some are to be started anew, or there are none yet. Sees to it that they

@@ -44,7 +44,7 @@ const DAY: Duration = Duration::from_hours(24);
 fn kept(world: &World, folder: &Path) -> Kept {
     Kept {
         namespace: world.namespace.clone(),
-        authority: Some(Source { secret: "ca".into(), given: false, pause: Duration::from_secs(60) }),
+        authority: Some(Source { secret: "ca".into(), given: false, pause: Duration::from_mins(1) }),
         members: None,
         etcd: Some(Etcd { service: "etcd".into(), replicas: 3, folder: folder.to_owned() }),
         webhook: Some(Webhook::Issued { service: "webhook".into(), configuration: None }),
