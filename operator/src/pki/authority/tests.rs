@@ -159,7 +159,7 @@ fn of(authority: &Authority) -> (i64, Option<i64>, Vec<i64>) {
 #[test]
 fn a_turn_that_is_asked_for_goes_step_by_step_and_waits_for_etcd() {
     let mut authority = Authority::new(at(NOW)).unwrap();
-    let asked = Some(Asked { since: at(NOW + 1_000), pause: Duration::from_secs(60) });
+    let asked = Some(Asked { since: at(NOW + 1_000), pause: Duration::from_mins(1) });
     let mut step = |second: i64, known: bool| {
         let turned = authority.turn(at(NOW + second), asked, known).unwrap();
         let changed = turned.is_some();
