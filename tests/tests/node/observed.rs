@@ -22,8 +22,8 @@ const VARIABLES: [(&str, &str); 2] = [("$__rate_interval", "1m"), ("$namespace",
 
 /// Each has series, and the page names every metric that there is.
 pub(crate) async fn all_of_it(installation: &Installation<'_>, bank: &Bank) -> Result<()> {
-    let monitoring =
-        ["podMonitor", "rules", "dashboard"].map(|part| format!("monitoring.{part}.enabled=true"));
+    let monitoring = ["serviceMonitor", "podMonitor", "rules", "dashboard"]
+        .map(|part| format!("monitoring.{part}.enabled=true"));
     let objects = installation.rendered(&monitoring.each_ref().map(String::as_str)).await?;
     let prometheus = Prometheus::start(installation.node.kubeconfig(), &objects).await?;
     let dashboard = objects.iter().find_map(|object| object["data"]["concordat.json"].as_str());

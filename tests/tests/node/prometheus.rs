@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 /// How often it looks: a test waits for it.
 const INTERVAL: &str = "1s";
 /// What it sets at the series of a target, and what a histogram adds.
-pub(crate) const OF_TARGETS: [&str; 8] =
-    ["__name__", "job", "namespace", "pod", "container", "endpoint", "instance", "le"];
+pub(crate) const OF_TARGETS: [&str; 9] =
+    ["__name__", "job", "namespace", "service", "pod", "container", "endpoint", "instance", "le"];
 
 /// It ends with this.
 pub(crate) struct Prometheus {
@@ -20,11 +20,11 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// For the PodMonitors and PrometheusRules among the objects of a chart.
+    /// For the ServiceMonitors, PodMonitors and PrometheusRules among the objects of a chart.
     pub(crate) async fn start(kubeconfig: &Path, objects: &[Value]) -> Result<Self> {
         let of = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
         let mut scraped = Vec::new();
-        for monitor in of("PodMonitor") {
+        for monitor in of("ServiceMonitor").chain(of("PodMonitor")) {
             scraped.extend(jobs(monitor, kubeconfig)?);
         }
         let folder = folder("prometheus")?;
@@ -69,12 +69,18 @@ impl Prometheus {
     }
 }
 
-/// What a PodMonitor is to Prometheus, as its operator makes it.
+/// What a monitor is to Prometheus, as its operator makes it.
 fn jobs(monitor: &Value, kubeconfig: &Path) -> Result<Vec<Value>> {
     let namespace = monitor["metadata"]["namespace"].as_str().context("no namespace")?;
     let name = monitor["metadata"]["name"].as_str().context("no name")?;
     let spec = &monitor["spec"];
-    let mut discovery = json!({"role": "pod", "kubeconfig_file": kubeconfig});
+    let by_service = monitor["kind"] == "ServiceMonitor";
+    let (role, of, port_name) = if by_service {
+        ("endpoints", "service", "__meta_kubernetes_endpoint_port_name")
+    } else {
+        ("pod", "pod", "__meta_kubernetes_pod_container_port_name")
+    };
+    let mut discovery = json!({"role": role, "kubeconfig_file": kubeconfig});
     if spec["namespaceSelector"]["any"] != true {
         discovery["namespaces"] = json!({"names": [namespace]});
     }
@@ -88,31 +94,39 @@ fn jobs(monitor: &Value, kubeconfig: &Path) -> Result<Vec<Value>> {
         let label: String =
             label.chars().map(|letter| if letter.is_alphanumeric() { letter } else { '_' }).collect();
         let labels = json!([
-            format!("__meta_kubernetes_pod_label_{label}"),
-            format!("__meta_kubernetes_pod_labelpresent_{label}"),
+            format!("__meta_kubernetes_{of}_label_{label}"),
+            format!("__meta_kubernetes_{of}_labelpresent_{label}"),
         ]);
         selected.push(keep(labels, &format!("({});true", value.as_str().context("no value")?)));
     }
-    let endpoints = spec["podMetricsEndpoints"].as_array().context("no endpoint")?;
+    let endpoints = if by_service { &spec["endpoints"] } else { &spec["podMetricsEndpoints"] };
+    let endpoints = endpoints.as_array().context("no endpoint")?;
     let job = |(number, endpoint): (usize, &Value)| {
         let mut relabelled = selected.clone();
         if let Some(port) = endpoint["port"].as_str() {
-            relabelled.push(keep(json!(["__meta_kubernetes_pod_container_port_name"]), port));
+            relabelled.push(keep(json!([port_name]), port));
             relabelled.push(json!({"target_label": "endpoint", "replacement": port}));
         }
-        for (from, to) in
-            [("namespace", "namespace"), ("pod_container_name", "container"), ("pod_name", "pod")]
-        {
+        for (from, to) in [
+            ("namespace", "namespace"),
+            ("service_name", "service"),
+            ("pod_container_name", "container"),
+            ("pod_name", "pod"),
+        ] {
             relabelled
                 .push(json!({"source_labels": [format!("__meta_kubernetes_{from}")], "target_label": to}));
         }
-        relabelled.push(json!({"target_label": "job", "replacement": format!("{namespace}/{name}")}));
+        relabelled.push(if by_service {
+            json!({"target_label": "job", "source_labels": ["__meta_kubernetes_service_name"]})
+        } else {
+            json!({"target_label": "job", "replacement": format!("{namespace}/{name}")})
+        });
         for of in endpoint["relabelings"].as_array().into_iter().flatten() {
             relabelled.push(keep(of["sourceLabels"].clone(), of["regex"].as_str().context("no regex")?));
             ensure!(of["action"] == "keep", "{name} does what is not known here: {of}");
         }
         Ok(json!({
-            "job_name": format!("podMonitor/{namespace}/{name}/{number}"),
+            "job_name": format!("{}/{namespace}/{name}/{number}", monitor["kind"]),
             "kubernetes_sd_configs": [discovery.clone()],
             "metrics_path": endpoint["path"],
             "relabel_configs": relabelled,
