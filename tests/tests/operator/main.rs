@@ -13,6 +13,7 @@ mod once;
 mod outage;
 mod pipeline;
 mod restore;
+mod turn;
 mod uninstall;
 mod webhook;
 mod world;
