@@ -176,6 +176,8 @@ async fn what_is_due_is_renewed_while_it_is_served() {
         log: String::new(),
         resources: Default::default(),
         etcd_endpoints: Vec::new(),
+        otlp_endpoint: None,
+        trace_ratio: "1".into(),
     };
     let hook =
         webhook::Webhook { client: world.client.clone(), settings, metrics: Arc::new(Metrics::default()) };
