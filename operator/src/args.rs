@@ -232,6 +232,11 @@ mod tests {
             (&["--sidecar-resources={"], "EOF"),
             (&["--sidecar-log=a=b=c"], "invalid"),
             (&["--sidecar-etcd-endpoints=a:1"], "write it as in http://etcd-0:2379"),
+            (&["--sidecar-otlp-endpoint=collector:4317"], "write it as in http://collector"),
+            (&["--sidecar-otlp-endpoint=https://a:4317"], "through one in it"),
+            (&["--sidecar-otlp-endpoint=http://a:4318/v1/traces"], "write it as in"),
+            (&["--sidecar-otlp-endpoint=http://me@a:4317"], "write it as in"),
+            (&["--sidecar-trace-ratio=1.1"], "a share between 0 and 1"),
             (&["--surprise"], "unexpected argument"),
         ] {
             let refusal = parse(args).unwrap_err().to_string();

@@ -17,6 +17,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub use options::CONFIG;
+pub(crate) use options::ratio;
+pub(crate) use sidecar::HOST_IP;
 
 /// The label of pods and namespaces that asks for a sidecar, or against it.
 pub const INJECT: &str = "concordat.dev/inject";
@@ -47,6 +49,10 @@ pub struct Settings {
     pub etcd_endpoints: Vec<String>,
     /// The name that etcd's certificate bears, if not its hosts'.
     pub etcd_server_name: Option<String>,
+    /// Where they export traces to, if anywhere.
+    pub otlp_endpoint: Option<String>,
+    /// Share of the traces that begin at them which they record, 0 to 1.
+    pub trace_ratio: String,
 }
 
 /// What becomes of a pod.

@@ -238,6 +238,8 @@ mod tests {
             resources: Default::default(),
             etcd_endpoints: Vec::new(),
             etcd_server_name: None,
+            otlp_endpoint: None,
+            trace_ratio: String::new(),
         };
         let webhook =
             Arc::new(Webhook { client: Client::new(nobody, "a"), settings, metrics: Arc::default() });

@@ -4,13 +4,17 @@
 //! A variable nobody knows is not refused: for a Service named `concordat` Kubernetes puts `CONCORDAT_PORT` and the like
 //! into every pod. That is also why no flag is named so.
 
-use std::{ffi::OsString, fs, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+mod otlp;
+mod values;
+
+use std::{ffi::OsString, fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args as _, Command, FromArgMatches, Parser, ValueEnum};
 use concordat_protocol::App;
 use concordat_store::Tls;
-use tracing_subscriber::EnvFilter;
 
+pub use self::otlp::Traces;
+use self::values::{Endpoints, Filter, Label};
 use crate::{
     api::{duration::GoDuration, guard::Token},
     token,
@@ -109,6 +113,9 @@ struct Args {
     /// Which logs are written: a level, or directives as in `info,concordat_store=debug`
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: Filter,
+
+    #[command(flatten)]
+    otlp: otlp::Otlp,
 }
 
 /// How logs are written.
@@ -166,6 +173,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Which logs are written.
     pub log: String,
+    /// Where traces go, if anywhere.
+    pub traces: Option<Traces>,
 }
 
 /// Why the sidecar does not start, or has only printed what it was asked to.
@@ -179,6 +188,14 @@ pub enum Refused {
     Value {
         /// The flag, without its dashes.
         flag: &'static str,
+        /// What to change.
+        why: String,
+    },
+    /// One of OpenTelemetry's variables cannot be used.
+    #[error("{name}: {why}")]
+    Variable {
+        /// Its name.
+        name: &'static str,
         /// What to change.
         why: String,
     },
@@ -201,7 +218,7 @@ pub fn parse(
     line.extend(args);
     let matches = command.try_get_matches_from_mut(line)?;
     let args = Args::from_arg_matches(&matches)?;
-    check(args, env("HOSTNAME"))
+    check(args, env)
 }
 
 fn command() -> Command {
@@ -219,11 +236,11 @@ fn variable(flag: &str) -> String {
     format!("{ENV_PREFIX}{}", flag.to_uppercase().replace('-', "_"))
 }
 
-fn check(args: Args, host_name: Option<String>) -> Result<Settings, Refused> {
+fn check(args: Args, env: impl Fn(&str) -> Option<String>) -> Result<Settings, Refused> {
     bounded("session-ttl", args.session_ttl, 3_000)?;
     bounded("drain-grace", args.drain_grace, 0)?;
     ports_differ(&args)?;
-    let Some(pod) = args.pod.clone().or(host_name).filter(|pod| !pod.is_empty()) else {
+    let Some(pod) = args.pod.clone().or_else(|| env("HOSTNAME")).filter(|pod| !pod.is_empty()) else {
         return refuse("pod", "must be given where HOSTNAME is not set");
     };
     let (etcd_tls, etcd_user) = (tls(&args)?, user(&args)?);
@@ -233,6 +250,7 @@ fn check(args: Args, host_name: Option<String>) -> Result<Settings, Refused> {
             "etcd must know who it is: give --etcd-cert-file and --etcd-key-file, or --etcd-user",
         );
     }
+    let traces = otlp::traces(&args.otlp, &env)?;
     // Last of all: nothing is written where anything is wrong.
     let token = match (&args.token_file, &args.new_token_file) {
         (Some(file), _) => Some(secret("token-file", file)?),
@@ -262,6 +280,7 @@ fn check(args: Args, host_name: Option<String>) -> Result<Settings, Refused> {
         drain_grace: args.drain_grace.into(),
         log_format: args.log_format,
         log: args.log.0,
+        traces,
     })
 }
 
@@ -340,59 +359,6 @@ fn secret(flag: &'static str, file: &PathBuf) -> Result<String, Refused> {
         return refuse(flag, format!("{} is empty", file.display()));
     }
     Ok(text.to_owned())
-}
-
-/// A DNS-1123 label.
-#[derive(Clone, Debug)]
-struct Label(String);
-
-impl FromStr for Label {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let edges = !text.starts_with('-') && !text.ends_with('-');
-        if (1..=63).contains(&text.len()) && text.bytes().all(allowed) && edges {
-            return Ok(Self(text.to_owned()));
-        }
-        Err("write 1 to 63 of a-z, 0-9 and '-', with no '-' at either end".into())
-    }
-}
-
-/// `http://` or `https://` addresses, all of one kind.
-#[derive(Clone, Debug)]
-struct Endpoints(Vec<String>);
-
-impl FromStr for Endpoints {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let endpoints: Vec<String> = text.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
-        for endpoint in &endpoints {
-            let uri: http::Uri = endpoint.parse().map_err(|error| format!("{endpoint:?}: {error}"))?;
-            let scheme = uri.scheme_str();
-            if !matches!(scheme, Some("http" | "https")) || uri.path().len() > 1 || uri.query().is_some() {
-                return Err(format!("{endpoint:?}: write it as in http://etcd-0:2379"));
-            }
-        }
-        let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
-        if secure != 0 && secure != endpoints.len() {
-            return Err("either all are https:// or none is".into());
-        }
-        Ok(Self(endpoints))
-    }
-}
-
-/// Directives of a log filter.
-#[derive(Clone, Debug)]
-struct Filter(String);
-
-impl FromStr for Filter {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        EnvFilter::try_new(text).map(|_| Self(text.to_owned())).map_err(|error| error.to_string())
-    }
 }
 
 #[cfg(test)]

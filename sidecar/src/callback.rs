@@ -17,8 +17,12 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use opentelemetry::trace::SpanKind;
 
-use crate::api::{extract, trace::TraceParent};
+use crate::{
+    api::{extract, trace::TraceParent},
+    spans::{Said, Span},
+};
 
 /// How long a call that has timed out is still waited for: until the app has answered or closed its connection, so that
 /// the next operation does not meet with it, but not for ever.
@@ -56,16 +60,33 @@ impl Callbacks {
         let Some(port) = self.app_port else {
             return Called::Again("the sidecar was not told the app's port".into());
         };
-        let request = match request(port, id, branch, call, input) {
+        let parent = TraceParent::parse(&call.work.traceparent);
+        let mut span = Span::of(parent.as_ref(), SpanKind::Client, || "POST callback".into());
+        span.say(|| said(id, branch, call));
+        let own = span.traceparent().or_else(|| parent.map(|parent| parent.child()));
+        let request = match request(port, id, branch, call, input, own) {
             Ok(request) => request,
             Err(error) => return Called::No(format!("the call cannot be made: {error}")),
         };
+        span.say(|| asked(port, &request));
         let timeout = call.work.participant.timeout.max(1);
         let linger = Duration::from_millis(timeout).min(LINGER);
         match tokio::time::timeout(Duration::from_millis(timeout) + linger, self.answer(request)).await {
-            Ok(Ok((status, body))) => heard(status, &body),
-            Ok(Err(why)) => Called::Again(why),
-            Err(_) => Called::Again(timed_out(timeout)),
+            Ok(Ok((status, body))) => {
+                span.say(|| [("http.response.status_code", i64::from(status.as_u16()).into())]);
+                if !status.is_success() {
+                    span.fail(|| status.as_u16().to_string().into());
+                }
+                heard(status, &body)
+            }
+            Ok(Err(why)) => {
+                span.fail(|| "no-answer".into());
+                Called::Again(why)
+            }
+            Err(_) => {
+                span.fail(|| "timeout".into());
+                Called::Again(timed_out(timeout))
+            }
         }
     }
 
@@ -82,18 +103,39 @@ impl Callbacks {
     }
 }
 
+/// What a call is about, as its span says it.
+fn said(id: &TransactionId, branch: &Branch, call: &Call) -> [Said; 4] {
+    [
+        ("concordat.transaction.id", id.to_string().into()),
+        ("concordat.participant", branch.to_string().into()),
+        ("concordat.action", name(call.work.operation).into()),
+        ("concordat.attempt", i64::from(call.attempt).into()),
+    ]
+}
+
+/// Whom a call asks, as its span says it.
+fn asked(port: u16, request: &Request<Full<Bytes>>) -> [Said; 4] {
+    [
+        ("http.request.method", "POST".into()),
+        ("url.full", request.uri().to_string().into()),
+        ("server.address", "127.0.0.1".into()),
+        ("server.port", i64::from(port).into()),
+    ]
+}
+
 fn request(
     port: u16,
     id: &TransactionId,
     branch: &Branch,
     call: &Call,
     input: String,
+    traceparent: Option<TraceParent>,
 ) -> Result<Request<Full<Bytes>>, http::Error> {
     let path = call.work.participant.path.trim_end_matches('/');
     let uri = format!("http://127.0.0.1:{port}{path}/{}", name(call.work.operation));
     let mut request = Request::builder();
-    if let Some(parent) = TraceParent::parse(&call.work.traceparent) {
-        request = request.header("traceparent", parent.child().as_str());
+    if let Some(traceparent) = traceparent {
+        request = request.header("traceparent", traceparent.as_str());
     }
     request
         .method(Method::POST)

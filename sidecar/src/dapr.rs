@@ -188,10 +188,14 @@ impl Dapr {
 async fn observe(State(dapr): State<Dapr>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = trace::name(request.method());
-    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).into();
+    let route =
+        request.extensions().get::<MatchedPath>().map_or(trace::UNMATCHED, MatchedPath::as_str).into();
+    let (mut traced, parent) = trace::request(request.headers(), method, &route);
     // The panic hook has told and counted it.
     let panicked = |_| Problem::internal().into_response();
-    let response = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(panicked);
+    let run = AssertUnwindSafe(trace::within(parent, next.run(request)));
+    let response = run.catch_unwind().await.unwrap_or_else(panicked);
+    trace::answered(&mut traced, &response);
     dapr.context.metrics.answered(route, method, &response, started.elapsed());
     response
 }

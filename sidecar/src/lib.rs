@@ -14,4 +14,5 @@ pub mod problem;
 pub mod run;
 pub mod serve;
 pub mod shutdown;
+pub mod spans;
 mod token;

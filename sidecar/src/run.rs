@@ -25,6 +25,7 @@ use crate::{
     metrics::Metrics,
     serve::serve,
     shutdown::{self, Signals},
+    spans,
 };
 
 /// EX_USAGE: the configuration must be changed; starting again will not help.
@@ -52,7 +53,16 @@ pub fn main(args: impl IntoIterator<Item = OsString>, env: impl Fn(&str) -> Opti
     };
     failpoint::setup();
     log(&settings);
-    match live(&settings) {
+    let traces = match spans::start(&settings) {
+        Ok(traces) => traces,
+        Err(refused) => {
+            eprintln!("{refused}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let ended = live(&settings);
+    traces.end();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

@@ -7,5 +7,6 @@ pub mod etcd;
 pub mod history;
 pub mod kube;
 pub mod node;
+pub mod otlp;
 pub mod process;
 pub mod proxy;

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use super::{Args, endpoint, filter};
-use crate::inject::Settings;
+use crate::inject::{HOST_IP, Settings, ratio};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Injection {
@@ -37,6 +37,13 @@ pub(crate) struct Injection {
     /// Addresses of etcd that sidecars are told, separated by commas [default: the operator's]
     #[arg(long, env = "CONCORDAT_SIDECAR_ETCD_ENDPOINTS", value_name = "URL,URL", value_delimiter = ',', value_parser = endpoint)]
     sidecar_etcd_endpoints: Vec<String>,
+    /// Collector that sidecars export traces to by OTLP over gRPC, as in http://collector.observability:4317; $(HOST_IP)
+    /// stands for their node [default: they trace nothing]
+    #[arg(long, env = "CONCORDAT_SIDECAR_OTLP_ENDPOINT", value_name = "URL", value_parser = collector)]
+    sidecar_otlp_endpoint: Option<String>,
+    /// Share of the traces that begin at sidecars which they record, 0 to 1
+    #[arg(long, env = "CONCORDAT_SIDECAR_TRACE_RATIO", value_name = "SHARE", default_value = "1", value_parser = ratio)]
+    sidecar_trace_ratio: String,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -59,7 +66,24 @@ impl Args {
             resources: flags.sidecar_resources.clone(),
             etcd_endpoints: if endpoints.is_empty() { &self.etcd_endpoints } else { endpoints }.clone(),
             etcd_server_name: self.etcd_server_name.clone(),
+            otlp_endpoint: flags.sidecar_otlp_endpoint.clone(),
+            trace_ratio: flags.sidecar_trace_ratio.clone(),
         }
+    }
+}
+
+/// Sidecars are given no authority that could vouch for a collector: an `https://` one has no place here.
+fn collector(text: &str) -> Result<String, String> {
+    let uri: Option<http::Uri> = text.replace(HOST_IP, "127.0.0.1").parse().ok();
+    let plain = |uri: &http::Uri| {
+        let host = uri.authority().is_some_and(|host| !host.as_str().contains('@'));
+        uri.scheme_str() == Some("http") && host && uri.path().len() <= 1 && uri.query().is_none()
+    };
+    match uri.filter(plain) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("write it as in http://collector.observability:4317, the port for gRPC; a collector outside of the \
+                     cluster is reached through one in it"
+            .into()),
     }
 }
 

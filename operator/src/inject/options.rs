@@ -30,6 +30,7 @@ pub(super) struct Options {
     pub(super) log_format: Option<String>,
     pub(super) session_ttl: Option<String>,
     pub(super) drain_grace: Option<String>,
+    pub(super) trace_ratio: String,
     pub(super) image: String,
     pub(super) resources: ResourceRequirements,
     /// Whether apps must show a token.
@@ -62,6 +63,7 @@ pub(super) fn read(pod: &Pod, settings: &Settings) -> Result<Options, Vec<String
         log_format: None,
         session_ttl: None,
         drain_grace: None,
+        trace_ratio: settings.trace_ratio.clone(),
         image: settings.image.clone(),
         resources: settings.resources.clone(),
         token: true,
@@ -89,6 +91,7 @@ pub(super) fn read(pod: &Pod, settings: &Settings) -> Result<Options, Vec<String
             "log-format" => one_of(text, &["json", "text"]).map(|text| options.log_format = Some(text)),
             "session-ttl" => duration(text, 3).map(|text| options.session_ttl = Some(text)),
             "drain-grace" => duration(text, 0).map(|text| options.drain_grace = Some(text)),
+            "trace-ratio" => ratio(text).map(|text| options.trace_ratio = text),
             "image" => image(text).map(|text| options.image = text),
             "token" => one_of(text, &["enabled", "disabled"]).map(|text| options.token = text == "enabled"),
             "cpu-request" | "memory-request" | "cpu-limit" | "memory-limit" => {
@@ -144,6 +147,12 @@ fn duration(text: &str, least: u64) -> Result<String, String> {
         Ok(duration) if bounds.contains(&Duration::from(duration)) => Ok(text.to_owned()),
         _ => Err(format!("write a duration between {least}s and 10m")),
     }
+}
+
+/// A share, 0 to 1.
+pub(crate) fn ratio(text: &str) -> Result<String, String> {
+    let share = text.parse::<f64>().is_ok_and(|share| (0.0..=1.0).contains(&share));
+    if share { Ok(text.to_owned()) } else { Err("write a share between 0 and 1, as in 0.1".into()) }
 }
 
 fn image(text: &str) -> Result<String, String> {

@@ -17,6 +17,8 @@ const ETCD_DIR: &str = "/etc/concordat/etcd";
 /// An empty volume over the place where Kubernetes would mount a token for its API, which it does wherever nothing is.
 const NO_API: &str = "concordat-no-api-access";
 const API_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// What stands for the address of the pod's node where traces go to; Kubernetes puts it in.
+pub(crate) const HOST_IP: &str = "$(HOST_IP)";
 /// Whom the sidecar runs as, whatever the pod says of its containers.
 const USER: i64 = 65532;
 
@@ -142,6 +144,16 @@ fn env(options: &Options, settings: &Settings) -> Vec<Value> {
     }
     if options.token {
         env.push(text("NEW_TOKEN_FILE", TOKEN_FILE));
+    }
+    if let Some(endpoint) = &settings.otlp_endpoint {
+        if endpoint.contains(HOST_IP) {
+            let node = json!({ "fieldRef": { "fieldPath": "status.hostIP" } });
+            env.push(json!({ "name": "HOST_IP", "valueFrom": node }));
+        }
+        env.push(text("OTLP_ENDPOINT", endpoint));
+        // Who calls as part of a trace says whether it is recorded; the share is of those that begin here.
+        env.push(json!({ "name": "OTEL_TRACES_SAMPLER", "value": "parentbased_traceidratio" }));
+        env.push(json!({ "name": "OTEL_TRACES_SAMPLER_ARG", "value": options.trace_ratio }));
     }
     for (name, value) in [
         ("LOG_FORMAT", &options.log_format),

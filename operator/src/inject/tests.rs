@@ -16,6 +16,8 @@ fn settings() -> Settings {
         .unwrap(),
         etcd_endpoints: vec!["https://concordat-etcd-0.concordat-etcd.concordat-system.svc:2379".into()],
         etcd_server_name: None,
+        otlp_endpoint: None,
+        trace_ratio: "1".into(),
     }
 }
 
@@ -125,6 +127,39 @@ fn without_tls_and_token_there_is_nothing_to_mount() {
         Settings { etcd_endpoints: vec!["http://etcd:2379".into()], pull_policy: None, ..settings() };
     let pod = annotated("config.concordat.dev/token", "disabled");
     assert_json_snapshot!(injected(&pod, &settings));
+}
+
+#[test]
+fn sidecars_are_told_where_traces_go_and_pods_how_many() {
+    let said = |pod: &Value, endpoint: &str| {
+        let settings =
+            Settings { otlp_endpoint: Some(endpoint.into()), trace_ratio: "0.05".into(), ..settings() };
+        let pod = injected(pod, &settings);
+        let env = pod["spec"]["initContainers"][0]["env"].as_array().unwrap().clone();
+        let ours = |variable: &&Value| {
+            let name = variable["name"].as_str().unwrap();
+            name.contains("OTLP") || name.starts_with("OTEL") || name == "HOST_IP"
+        };
+        env.iter().filter(ours).cloned().collect::<Vec<_>>()
+    };
+    let sampler = |ratio: &str| {
+        [
+            json!({ "name": "OTEL_TRACES_SAMPLER", "value": "parentbased_traceidratio" }),
+            json!({ "name": "OTEL_TRACES_SAMPLER_ARG", "value": ratio }),
+        ]
+    };
+    let endpoint = |text: &str| json!({ "name": "CONCORDAT_OTLP_ENDPOINT", "value": text });
+    let expected = [vec![endpoint("http://collector:4317")], sampler("0.05").to_vec()].concat();
+    assert_eq!(said(&plain(), "http://collector:4317"), expected);
+    let asks = annotated("config.concordat.dev/trace-ratio", "1");
+    // Kubernetes puts in what is said before it alone.
+    let node = json!({ "name": "HOST_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.hostIP" } } });
+    let expected = [vec![node, endpoint("http://$(HOST_IP):4317")], sampler("1").to_vec()].concat();
+    assert_eq!(said(&asks, "http://$(HOST_IP):4317"), expected);
+    for wrong in ["2", "-1", "NaN", "most", ""] {
+        let asks = annotated("config.concordat.dev/trace-ratio", wrong);
+        assert!(matches!(decided(&asks), Verdict::Refuse(why) if why.contains("between 0 and 1")), "{wrong}");
+    }
 }
 
 #[test]

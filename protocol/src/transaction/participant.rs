@@ -120,6 +120,11 @@ impl Cohort {
         self.calling
     }
 
+    /// The `traceparent` of what it is asked, empty for none.
+    pub fn traceparent(&self) -> &str {
+        self.item.as_ref().map_or("", |item| &item.work.traceparent)
+    }
+
     /// What it is asked at present.
     pub fn operation(&self) -> Option<Operation> {
         self.item.as_ref().map(|item| item.work.operation)

@@ -63,8 +63,8 @@ impl Front {
         let started = Instant::now();
         let method = trace::name(request.method());
         let route = self.0.described.at(request.uri().path());
-        let path = route.map_or_else(|| Arc::from("unmatched"), |route| route.path.clone());
-        let parent = TraceParent::of(request.headers());
+        let path = route.map_or_else(|| Arc::from(trace::UNMATCHED), |route| route.path.clone());
+        let (mut traced, parent) = trace::request(request.headers(), method, &path);
         let span = tracing::debug_span!(
             "request",
             method,
@@ -76,6 +76,7 @@ impl Front {
         // The panic hook has told and counted it.
         let panicked = |_| Problem::internal().into_response();
         let mut response = run.catch_unwind().instrument(span).await.unwrap_or_else(panicked);
+        trace::answered(&mut traced, &response);
         self.0.metrics.answered(path, method, &response, started.elapsed());
         // Answers tell what is so now: no cache may keep them.
         response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));

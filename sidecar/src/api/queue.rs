@@ -7,6 +7,7 @@ mod cloud_event;
 mod fuzz;
 mod offer;
 mod request;
+mod traced;
 
 use std::collections::BTreeSet;
 
@@ -29,6 +30,7 @@ use self::{
         AckBody, DeadParams, Encoded, ExtendBody, Group, NackBody, QueueName, ReceiptPath, ReceiveParams,
         RedriveBody,
     },
+    traced::{Publishing, Receiving},
 };
 use crate::{
     api::extract::{Json, Params, Raw, Segments},
@@ -36,6 +38,9 @@ use crate::{
     failpoint,
     problem::{Document, Outcome, Problem},
 };
+
+/// The header of requests and messages by which a trace goes on.
+const TRACEPARENT: &str = "traceparent";
 
 type Answer<T> = Result<axum::Json<T>, Problem>;
 
@@ -94,17 +99,21 @@ async fn publish(
 ) -> Result<Response, Problem> {
     let defined = context.definitions.queue(&queue)?;
     let now = context.store.clock().now();
-    let terms = offer::Terms { settings: &defined.settings, now: now.unix };
+    let mut publishing = Publishing::begin(&queue, &headers);
+    let terms =
+        offer::Terms { settings: &defined.settings, now: now.unix, traced: publishing.traceparent.as_ref() };
     match batch::form(&headers)? {
         Form::One => {
             let offer = offer::one(&terms, &headers, body)?;
-            let results = context.queues.publish(&queue, vec![offer]).await?;
+            let results = publishing.publishes(context.queues.publish(&queue, vec![offer])).await?;
             one(results.first().copied().unwrap_or(Published::NotApplied), &queue)
         }
         form => {
             let mut results = batch::parse(form, &terms, &headers, &body)?;
             let offers = results.iter_mut().filter_map(|result| result.as_mut().ok().and_then(Option::take));
-            let stored = context.queues.publish(&queue, offers.collect()).await?;
+            let offers: Vec<_> = offers.collect();
+            publishing.batch(offers.len());
+            let stored = publishing.publishes(context.queues.publish(&queue, offers)).await?;
             let mut stored = stored.into_iter();
             let results = results.into_iter().map(|result| match result {
                 Ok(_) => answer::result(stored.next().unwrap_or(Published::NotApplied), &queue),
@@ -147,7 +156,9 @@ async fn receive(
 ) -> Result<Response, Problem> {
     let (max, visibility) = params.check()?;
     let wait = params.wait.0.saturating_sub(EARLY);
+    let receiving = Receiving::begin(&queue);
     let received = context.queues.receive(&queue, max, wait, visibility).await?;
+    receiving.received(&received.messages);
     if received.messages.is_empty() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
+use axum::response::Response;
 use http::{HeaderMap, Method};
+use opentelemetry::trace::SpanKind;
+
+use crate::{problem::Code, spans::Span};
 
 /// A caller's `traceparent` (W3C Trace Context, version 00; what later versions add is left out).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +20,8 @@ tokio::task_local! {
 }
 
 impl TraceParent {
-    /// That of the request in whose task this is called.
+    /// What is done on behalf of the request in whose task this is called is a child of this: of the request's own span
+    /// where that is traced, else of its caller's.
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Clone::clone).ok().flatten()
     }
@@ -28,12 +33,18 @@ impl TraceParent {
 
     /// The parent of what is called on its behalf: the same trace, a span of its own, sampled alike.
     pub fn child(&self) -> Self {
-        let flags = self.0.get(53..).and_then(|flags| u8::from_str_radix(flags, 16).ok()).unwrap_or_default();
+        let (trace, _, sampled) = self.parts();
         let span = rand::random_range(1..=u64::MAX);
-        Self(format!("00-{}-{span:016x}-{:02x}", self.trace_id(), flags & SAMPLED).into())
+        Self(format!("00-{trace}-{span:016x}-{:02x}", u8::from(sampled)).into())
     }
 
-    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
+    /// The trace and the span in it, both in hexadecimal, and whether the caller may have recorded it.
+    pub fn parts(&self) -> (&str, &str, bool) {
+        let flags = self.0.get(53..).and_then(|flags| u8::from_str_radix(flags, 16).ok()).unwrap_or_default();
+        (self.trace_id(), self.0.get(36..52).unwrap_or_default(), flags & SAMPLED != 0)
+    }
+
+    pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
         Self::parse(headers.get("traceparent")?.to_str().ok()?)
     }
 
@@ -58,13 +69,53 @@ impl TraceParent {
     }
 }
 
-/// Runs a request with its caller's `traceparent` at hand.
-pub(super) fn within<F: Future>(
+/// Runs a request with that at hand which what is done on its behalf is a child of.
+pub(crate) fn within<F: Future>(
     parent: Option<TraceParent>,
     run: F,
 ) -> tokio::task::futures::TaskLocalFuture<Option<TraceParent>, F> {
     CURRENT.scope(parent, run)
 }
+
+/// What a request is as a span, and what is done on its behalf is a child of: of its caller's, where it is none itself.
+pub(crate) fn request(
+    headers: &HeaderMap,
+    method: &'static str,
+    route: &Arc<str>,
+) -> (Span, Option<TraceParent>) {
+    let caller = TraceParent::of(headers);
+    let method = if method == OTHER { "_OTHER" } else { method };
+    let known = &**route != UNMATCHED;
+    let mut span = Span::of(caller.as_ref(), SpanKind::Server, || match (method, known) {
+        ("_OTHER", _) => "HTTP".into(),
+        (_, true) => format!("{method} {route}").into(),
+        (_, false) => method.into(),
+    });
+    span.say(|| [("http.request.method", method.into()), ("url.scheme", "http".into())]);
+    if known {
+        span.say(|| [("http.route", route.to_string().into())]);
+    }
+    let parent = span.traceparent().or(caller);
+    (span, parent)
+}
+
+/// Says how a request was answered.
+pub(crate) fn answered(span: &mut Span, response: &Response) {
+    let status = response.status();
+    let code = response.extensions().get().map(|Code(code)| *code);
+    span.say(|| [("http.response.status_code", i64::from(status.as_u16()).into())]);
+    if let Some(code) = code {
+        span.say(|| [("concordat.code", code.into())]);
+    }
+    if status.is_server_error() {
+        span.fail(|| code.map_or_else(|| status.as_u16().to_string().into(), Into::into));
+    }
+}
+
+/// The route of what is none.
+pub(crate) const UNMATCHED: &str = "unmatched";
+/// The method of those that nobody knows.
+const OTHER: &str = "other";
 
 /// Methods are labels: those nobody knows must not become series of their own.
 pub fn name(method: &Method) -> &'static str {
@@ -73,7 +124,7 @@ pub fn name(method: &Method) -> &'static str {
         Method::POST => "POST",
         Method::PUT => "PUT",
         Method::DELETE => "DELETE",
-        _ => "other",
+        _ => OTHER,
     }
 }
 

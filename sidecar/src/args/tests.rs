@@ -5,13 +5,13 @@ use super::*;
 const LEAST: [(&str, &str); 3] =
     [("CONCORDAT_NAMESPACE", "bank"), ("CONCORDAT_APP", "accounts"), ("HOSTNAME", "accounts-0")];
 
-fn with(flags: &[&str], variables: &[(&str, &str)]) -> Result<Settings, Refused> {
+pub(super) fn with(flags: &[&str], variables: &[(&str, &str)]) -> Result<Settings, Refused> {
     let env: HashMap<_, _> = LEAST.iter().chain(variables).copied().collect();
     let line = ["concordat-sidecar"].iter().chain(flags).map(OsString::from);
     parse(line, |name| env.get(name).map(|value| (*value).to_owned()))
 }
 
-fn refusal(flags: &[&str], variables: &[(&str, &str)]) -> String {
+pub(super) fn refusal(flags: &[&str], variables: &[(&str, &str)]) -> String {
     with(flags, variables).err().expect("it must be refused").to_string()
 }
 

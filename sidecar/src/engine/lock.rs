@@ -1,6 +1,7 @@
 //! Runs locks: one machine a key, on the store.
 
 mod calls;
+mod commit;
 mod counted;
 mod following;
 mod holdings;
@@ -14,14 +15,15 @@ mod watch;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use concordat_protocol::{
-    Answer, Entry, Key, Millis, Name, Now, Plan, Range,
-    lock::{Caller, Effect, Failure, Fence, Input, Machine, Rejected, Reply, Seen, Share, Token},
+    Entry, Millis, Name, Now, Range,
+    lock::{Caller, Effect, Fence, Input, Machine, Rejected, Reply, Seen, Share, Token},
 };
-use concordat_store::{CommitError, SessionState, Store};
+use concordat_store::{SessionState, Store};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use self::{
+    commit::Sent,
     counted::Counted,
     holdings::Holdings,
     keys::{Keys, Stepped},
@@ -33,7 +35,7 @@ pub use self::{
     keys::Place,
     several::{Asked, GrantedSeveral},
 };
-use crate::{context::Identity, definitions::Definitions, failpoint, metrics::Metrics};
+use crate::{context::Identity, definitions::Definitions, metrics::Metrics};
 
 /// How soon etcd is asked again about what is held, when it did not answer.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -216,10 +218,11 @@ impl Inner {
         match effect {
             Effect::Commit(plan) => {
                 let landed = |outcome, believed| Input::Landed { outcome, believed };
-                tokio::spawn(self.clone().commit(place.clone(), plan, landed));
+                tokio::spawn(self.clone().commit(place.clone(), Sent::new(plan), landed));
             }
             Effect::Free(plan) => {
-                tokio::spawn(self.clone().commit(place.clone(), plan, |outcome, _| Input::Freed(outcome)));
+                let freed = |outcome, _| Input::Freed(outcome);
+                tokio::spawn(self.clone().commit(place.clone(), Sent::new(plan), freed));
             }
             Effect::Reply(caller, reply) => {
                 if let Ok(Reply::Granted { waited, .. }) = &reply {
@@ -235,37 +238,6 @@ impl Inner {
                 }
             }
             Effect::Lost(token) => self.lost(place, token),
-        }
-    }
-
-    async fn commit(
-        self: Arc<Self>,
-        place: Place,
-        plan: Plan,
-        landed: impl FnOnce(Result<Answer, Failure>, Millis) -> Input,
-    ) {
-        let (before, after) = if plan.deletes_only() {
-            ("lock-before-release", "lock-after-release")
-        } else if plan.compares.iter().any(|compare| matches!(compare.key, Key::Definition { .. })) {
-            ("lock-before-acquire", "lock-after-acquire-before-answer")
-        } else {
-            ("lock-before-telling", "lock-after-telling")
-        };
-        failpoint!(before);
-        let outcome = self.store.commit(plan).await;
-        failpoint!(after);
-        let outcome: Result<Answer, Failure> = outcome.map_err(|error| {
-            tracing::debug!(lock = %place.lock, key = %place.key, %error, "a plan failed");
-            match error {
-                CommitError::Unknown(_) => Failure::Unknown,
-                CommitError::SessionEnded => Failure::SessionEnded,
-                CommitError::NotApplied(_) | CommitError::TooLarge { .. } => Failure::NotApplied,
-            }
-        });
-        self.forget_lost_session(&place);
-        let believed = self.believed(&place);
-        if self.step(&place, landed(outcome, believed)).is_err() {
-            tracing::error!(lock = %place.lock, key = %place.key, "a plan landed that nobody sent");
         }
     }
 

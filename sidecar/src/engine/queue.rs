@@ -36,6 +36,7 @@ use crate::{
     failpoint,
     metrics::Metrics,
     problem::Problem,
+    spans::Span,
 };
 
 /// Each machine of a session numbers what it makes from a multiple of this on.
@@ -104,7 +105,12 @@ impl QueueEngine {
     pub async fn publish(&self, queue: &str, offers: Vec<Offer>) -> Result<Vec<Published>, Problem> {
         let defined = self.intake(queue)?;
         let publishing = self.publishing(queue, &defined);
+        let mut traced = Span::commit("publish");
         let results = publishing.publish(&self.0, &defined, offers).await?;
+        if let Some(Published::Unknown | Published::NotApplied) = results.first() {
+            traced.fail(|| "not-committed".into());
+        }
+        drop(traced);
         let stored = |result: &&Published| matches!(result, Published::Stored { duplicate: false, .. });
         self.0.counted.published.inc_by(results.iter().filter(stored).count() as u64);
         Ok(results)
@@ -143,7 +149,12 @@ impl QueueEngine {
         verdict: Verdict,
     ) -> Result<Vec<Status>, Problem> {
         let defined = self.0.definitions.queue(queue)?;
+        let mut traced = Span::commit("settle");
         let statuses = self.consuming(queue, &defined).settle(receipts, verdict).await;
+        if statuses.contains(&Status::Unknown) {
+            traced.fail(|| "unknown".into());
+        }
+        drop(traced);
         let settled = statuses.iter().filter(|status| **status == Status::Ok).count();
         self.0.counted.settled.inc_by(settled as u64);
         Ok(statuses)

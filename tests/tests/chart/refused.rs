@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::world::{chart, file, refusal};
 
 /// Values that a wrong hand wrote, and what helm says of them.
-const WRONG: [(&str, &str); 38] = [
+const WRONG: [(&str, &str); 42] = [
     ("--set=surprise=1", "additional properties 'surprise' not allowed"),
     ("--set=operator.replica=1", "at '/operator': additional properties 'replica' not allowed"),
     ("--set=operator.replicas=0", "at '/operator/replicas': minimum: got 0, want 1"),
@@ -27,6 +27,10 @@ const WRONG: [(&str, &str); 38] = [
     ("--set=webhook.failurePolicy=Retry", "at '/webhook/failurePolicy'"),
     ("--set=webhook.excludedNamespaces={Kube System}", "at '/webhook/excludedNamespaces/0'"),
     ("--set=sidecar.replicas=2", "at '/sidecar'"),
+    ("--set=tracing.endpoint=collector:4317", "at '/tracing/endpoint'"),
+    ("--set=tracing.endpoint=https://a:4317", "at '/tracing/endpoint'"),
+    ("--set=tracing.ratio=2", "at '/tracing/ratio'"),
+    ("--set=tracing.sampler=always_on", "at '/tracing'"),
     ("--set=etcd.mode=embedded", "at '/etcd/mode'"),
     ("--set=etcd.replicas=2", "at '/etcd/replicas'"),
     ("--set=etcd.quotaBytes=1024", "at '/etcd/quotaBytes'"),

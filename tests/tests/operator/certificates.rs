@@ -179,6 +179,8 @@ async fn what_is_due_is_renewed_while_it_is_served() {
         resources: Default::default(),
         etcd_endpoints: Vec::new(),
         etcd_server_name: None,
+        otlp_endpoint: None,
+        trace_ratio: "1".into(),
     };
     let hook =
         webhook::Webhook { client: world.client.clone(), settings, metrics: Arc::new(Metrics::default()) };

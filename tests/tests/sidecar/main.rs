@@ -3,4 +3,5 @@
 mod bad_input;
 mod isolation;
 mod process;
+mod traces;
 mod world;

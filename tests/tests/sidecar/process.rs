@@ -57,6 +57,8 @@ async fn a_configuration_that_cannot_be_used_is_refused_before_a_port_is_bound()
         (&[&good[..], &["--token-file=/no/such/file"]].concat(), 64, "CONCORDAT_TOKEN_FILE"),
         (&[&good[..], &["--etcd-endpoints=etcd:2379"]].concat(), 64, "--etcd-endpoints"),
         (&[&good[..], &["--log=a=b=c"]].concat(), 64, "--log"),
+        (&[&good[..], &["--otlp-endpoint=collector:4317"]].concat(), 64, "http://collector:4317"),
+        (&[&good[..], &["--otlp-endpoint=https://a:1"]].concat(), 64, "CONCORDAT_OTLP_CA_FILE"),
         // What is wrong with the machine is another matter.
         (&good, 1, "cannot listen"),
     ];

@@ -109,13 +109,19 @@ impl World {
 
     /// A sidecar that has just been started.
     pub(crate) fn starting(&self, flags: &[&str]) -> Result<Sidecar> {
+        self.starting_with(flags, &[])
+    }
+
+    /// The same, with variables.
+    pub(crate) fn starting_with(&self, flags: &[&str], variables: &[(&str, &str)]) -> Result<Sidecar> {
         let (api, admin) = (free_port()?, free_port()?);
         let mut command = Command::new(binary("concordat-sidecar")?);
         command
             .args(["--namespace", NAMESPACE, "--app", "shop", "--pod", "shop-0"])
             .args(["--api-port", &api.to_string(), "--admin-port", &admin.to_string()])
             .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &self.etcd.endpoints().join(",")])
-            .args(flags);
+            .args(flags)
+            .envs(variables.iter().copied());
         let client = Client::builder(TokioExecutor::new()).build_http();
         Ok(Sidecar { process: Process::start("sidecar", command)?, api, admin, client })
     }

@@ -26,6 +26,8 @@ use serde_json::{Value, json};
 use super::app::App;
 
 pub(crate) const NAME: &str = "pay";
+/// What a traced transaction is about.
+pub(crate) const PAYLOAD: &str = "DE02120300000000202051";
 
 /// A sidecar of a pod.
 pub(crate) struct Pod {
@@ -50,6 +52,8 @@ pub(crate) struct World {
     client: reqwest::Client,
     pub(crate) p: App,
     pub(crate) q: App,
+    /// Where sidecars export traces to, if anywhere.
+    pub(crate) collector: Option<String>,
     started: AtomicUsize,
 }
 
@@ -78,6 +82,7 @@ impl World {
             client: reqwest::Client::new(),
             p: App::start().await?,
             q: App::start().await?,
+            collector: None,
             started: AtomicUsize::new(0),
         };
         world.define(&settings()).await?;
@@ -113,6 +118,9 @@ impl World {
             .args(["--admin-address", "127.0.0.1", "--etcd-endpoints", &self.endpoint])
             .args(["--log", "info,concordat_sidecar=debug"])
             .env("FAILPOINTS", failpoints);
+        if let Some(collector) = &self.collector {
+            command.args(["--otlp-endpoint", collector]).env("OTEL_BSP_SCHEDULE_DELAY", "50");
+        }
         if !failpoints.is_empty() {
             command.args(["--session-ttl", "3s"]);
         }
@@ -157,7 +165,7 @@ impl World {
     pub(crate) async fn begin_traced(&self, pod: &Pod, id: &str, traceparent: &str) -> Option<Answer> {
         let url = format!("http://127.0.0.1:{}/v1/transactions/{NAME}?wait=30s", pod.port);
         let request = self.client.post(url).header("Transaction-Id", id).header("traceparent", traceparent);
-        self.send(request.body("{}")).await.ok()
+        self.send(request.body(format!("{{\"iban\":\"{PAYLOAD}\"}}"))).await.ok()
     }
 
     /// Begins one; `None` when the sidecar dies before it answers.

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::{
     answer::{essence, is_json},
     cloud_event,
-    offer::{Terms, Wishes, hand_on, producer},
+    offer::{Terms, Wishes, producer},
 };
 use crate::{
     api::{duration::GoDuration, extract},
@@ -160,7 +160,7 @@ impl Batch<'_> {
     fn entry(&self, message: impl FnOnce(&mut Wishes) -> Result<Message, Problem>) -> Entry {
         let mut wishes = Wishes::default();
         let mut message = message(&mut wishes)?;
-        hand_on(self.headers, &mut message)?;
+        self.terms.hand_on(self.headers, &mut message)?;
         if let (Some(key), None) = (self.key, &wishes.producer) {
             wishes.producer = producer(None, None, Some(&format!("{}/{key}", self.entries.len())))?;
         }

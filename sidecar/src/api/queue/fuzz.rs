@@ -221,7 +221,7 @@ fn fuzz_publish() {
     bolero::check!().with_type::<Vec<u8>>().for_each(|input| {
         let mut choices = Choices::new(input);
         let (settings, headers) = (settings(&mut choices), headers(&mut choices, 8));
-        let terms = Terms { settings: &settings, now: NOW };
+        let terms = Terms { settings: &settings, now: NOW, traced: None };
         let body =
             if choices.below(2) == 0 { choices.body(EVENT) } else { choices.of(BODIES).as_bytes().to_vec() };
         if let Ok(offer) = offer::one(&terms, &headers, body.into()) {
@@ -244,7 +244,7 @@ fn fuzz_publish_of_batches() {
             Form::CloudEvents => [&b"["[..], &entries.join(&b","[..]), b"]"].concat(),
             _ => entries.join(&b"\n"[..]),
         };
-        let terms = Terms { settings: &settings, now: NOW };
+        let terms = Terms { settings: &settings, now: NOW, traced: None };
         for entry in batch::parse(form, &terms, &headers, &body).into_iter().flatten() {
             if let Ok(Some(offer)) = entry {
                 can_be_given_out(offer, &settings);

@@ -15,12 +15,12 @@ use super::{
     cloud_event,
 };
 use crate::{
-    api::{duration::GoDuration, extract},
+    api::{duration::GoDuration, extract, queue::TRACEPARENT, trace::TraceParent},
     problem::Problem,
 };
 
 /// Headers that are handed on beside a CloudEvent's attributes.
-const HANDED_ON: [&str; 2] = ["traceparent", "tracestate"];
+const HANDED_ON: [&str; 2] = [TRACEPARENT, "tracestate"];
 /// The longest key, producer's name or Idempotency-Key, bytes.
 const LONGEST_NAME: usize = 256;
 
@@ -28,6 +28,8 @@ const LONGEST_NAME: usize = 256;
 pub(super) struct Terms<'a> {
     pub(super) settings: &'a Settings,
     pub(super) now: Millis,
+    /// The publishing's own place in a trace, which goes with messages instead of the request's.
+    pub(super) traced: Option<&'a TraceParent>,
 }
 
 /// What is said of one message beside its content.
@@ -41,6 +43,24 @@ pub(super) struct Wishes {
 }
 
 impl Terms<'_> {
+    /// Adds what is handed on of a request's own headers, unless the message says it itself.
+    pub(super) fn hand_on(&self, headers: &HeaderMap, message: &mut Message) -> Result<(), Problem> {
+        for name in HANDED_ON {
+            let said = message.headers.iter().any(|(present, _)| present == name);
+            let mut value = extract::header(headers, name)?;
+            if let (TRACEPARENT, Some(own)) = (name, self.traced) {
+                // A trace that begins here must not be what makes a message too large.
+                let most = self.settings.max_message_bytes;
+                let fits = message.size() + (TRACEPARENT.len() + own.as_str().len()) as u64 <= most;
+                value = if value.is_some() || fits { Some(own.as_str()) } else { None };
+            }
+            if let (Some(value), false) = (value, said) {
+                message.headers.push((name.to_owned(), value.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
     /// The offer of a message, checked.
     pub(super) fn offer(&self, mut message: Message, wishes: Wishes) -> Result<Offer, Problem> {
         let (most, size) = (self.settings.max_message_bytes, message.size());
@@ -87,19 +107,8 @@ pub(super) fn one(terms: &Terms<'_>, headers: &HeaderMap, body: Bytes) -> Result
     if let Some(key) = extract::header(headers, "message-key")? {
         key.clone_into(&mut message.key);
     }
-    hand_on(headers, &mut message)?;
+    terms.hand_on(headers, &mut message)?;
     terms.offer(message, wishes)
-}
-
-/// Adds what is handed on of a request's own headers, unless the message says it itself.
-pub(super) fn hand_on(headers: &HeaderMap, message: &mut Message) -> Result<(), Problem> {
-    for name in HANDED_ON {
-        let said = message.headers.iter().any(|(present, _)| present == name);
-        if let (Some(value), false) = (extract::header(headers, name)?, said) {
-            message.headers.push((name.to_owned(), value.to_owned()));
-        }
-    }
-    Ok(())
 }
 
 fn wishes(headers: &HeaderMap) -> Result<Wishes, Problem> {

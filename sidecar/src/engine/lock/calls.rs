@@ -2,15 +2,20 @@
 
 use concordat_protocol::{
     Millis,
-    lock::{Input, Rejected, Reply, Request, Settings, Token, machine},
+    lock::{Input, Mode, Rejected, Reply, Request, Settings, Token, machine},
 };
 use futures::future::join_all;
+use opentelemetry::trace::SpanKind;
 
 use super::{
     Granted, Held, LockEngine, Place, Terms,
     holdings::{Holding, Standing},
 };
-use crate::definitions::Defined;
+use crate::{
+    api::trace::{self, TraceParent},
+    definitions::Defined,
+    spans::{Said, Span},
+};
 
 impl LockEngine {
     /// Takes `key` of `lock`, waiting as long as the terms say. Dropped before it answers, it leaves nothing behind.
@@ -45,27 +50,29 @@ impl LockEngine {
             return Err(Rejected::Unavailable { unknown: false });
         }
         let (max_waiters, ttl) = (defined.settings.max_waiters as usize, store.live_ttl(terms.ttl));
-        let reply = self
-            .call(place, |caller| {
-                Input::Acquire(Request {
-                    caller,
-                    token,
-                    session: session.id.clone(),
-                    pod: self.0.identity.pod.clone(),
-                    owner: terms.owner,
-                    definition: defined.create_revision,
-                    mode: defined.settings.mode,
-                    wait: terms.wait,
-                    max_waiters,
-                    share: terms.share,
-                    lock_delay: defined.settings.lock_delay,
-                    ttl,
-                    max_hold: terms.max_hold,
-                    renew: terms.renew && terms.max_hold > 0,
-                })
+        let mut traced = Span::within(SpanKind::Internal, || "acquire lock".into());
+        traced.say(|| said(&place, defined.settings.mode));
+        let asked = self.call(place, |caller| {
+            Input::Acquire(Request {
+                caller,
+                token,
+                session: session.id.clone(),
+                pod: self.0.identity.pod.clone(),
+                owner: terms.owner,
+                definition: defined.create_revision,
+                mode: defined.settings.mode,
+                wait: terms.wait,
+                max_waiters,
+                share: terms.share,
+                lock_delay: defined.settings.lock_delay,
+                ttl,
+                max_hold: terms.max_hold,
+                renew: terms.renew && terms.max_hold > 0,
             })
-            .await?;
-        match reply {
+        });
+        let reply = trace::within(traced.traceparent().or_else(TraceParent::current), asked).await;
+        traced.say(|| [("concordat.lock.granted", reply.is_ok().into())]);
+        match reply? {
             Reply::Granted { token, fence, expires_in, waited } => {
                 Ok(Granted { token, fence, expires_in, waited })
             }
@@ -149,4 +156,14 @@ impl LockEngine {
             Err(_) => Err(Rejected::Unavailable { unknown: true }),
         }
     }
+}
+
+/// What is asked for, as its span says it: never which key, which may be anything of the app's.
+fn said(place: &Place, mode: Mode) -> [Said; 2] {
+    let mode = match mode {
+        Mode::CompareAndSwap => "CompareAndSwap",
+        Mode::Lease => "Lease",
+        Mode::FairQueue => "FairQueue",
+    };
+    [("concordat.lock.name", place.lock.to_string().into()), ("concordat.lock.mode", mode.into())]
 }

@@ -15,6 +15,7 @@ use concordat_protocol::{
 use concordat_store::{CommitError, WatchEvent};
 
 use super::{LockEngine, Place};
+use crate::spans::Span;
 
 /// What there is to know of a key.
 #[derive(Clone, Debug)]
@@ -55,7 +56,7 @@ impl LockEngine {
     /// When etcd does not answer.
     pub async fn inspect(&self, place: &Place, mode: Mode) -> Result<Inspection, CommitError> {
         let range = Range::LockKey(place.lock.clone(), place.key.clone());
-        let answer = self.0.store.read(vec![range]).await?;
+        let answer = Span::read().awaits(self.0.store.read(vec![range])).await?;
         let entries = answer.reads.into_iter().flatten();
         let offset = self.0.store.fence_offset();
         if mode == Mode::FairQueue {

@@ -6,7 +6,7 @@ use concordat_protocol::{
 };
 
 use super::QueueEngine;
-use crate::problem::Problem;
+use crate::{problem::Problem, spans::Span};
 
 /// A queue at one revision of etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +28,12 @@ impl QueueEngine {
         self.0.definitions.queue(queue)?;
         let store = &self.0.store;
         let name = || queue.into();
-        let records = store.read(vec![Range::Progresses(name()), Range::Claims(name())]).await?;
+        let records =
+            Span::read().awaits(store.read(vec![Range::Progresses(name()), Range::Claims(name())])).await?;
         let revision = records.revision;
-        let mut keys = store.list_keys_at(Range::Segments(name()), revision).await?;
+        let mut keys = Span::read().awaits(store.list_keys_at(Range::Segments(name()), revision)).await?;
         let oldest = keys.iter().min_by_key(|(_, created, _)| *created).map(|(key, ..)| key.clone());
-        keys.extend(store.list_keys_at(Range::DeadLetters(name()), revision).await?);
+        keys.extend(Span::read().awaits(store.list_keys_at(Range::DeadLetters(name()), revision)).await?);
         let counts = Counts::of(
             keys.iter().map(|(key, ..)| key),
             records.reads.iter().flatten(),
@@ -62,7 +63,7 @@ impl QueueEngine {
             _ => None,
         });
         let fates = fates.cloned().unwrap_or_default();
-        let read = self.0.store.read(vec![key.into()]).await?;
+        let read = Span::read().awaits(self.0.store.read(vec![key.into()])).await?;
         let Some(Entry { record: Record::Segment(body), .. }) =
             read.reads.first().and_then(|found| found.first())
         else {

@@ -13,7 +13,7 @@ use concordat_protocol::{
 };
 
 use super::{Inner, QueueEngine};
-use crate::{api, definitions::Defined, failpoint, problem::Problem};
+use crate::{api, definitions::Defined, failpoint, problem::Problem, spans::Span};
 
 /// Dead letters put back by one plan.
 const REDRIVEN: usize = 40;
@@ -85,7 +85,7 @@ impl QueueEngine {
 
 impl Inner {
     async fn letters(&self, queue: &str) -> Result<Vec<DeadMessage>, Problem> {
-        let answer = self.store.read(vec![Range::DeadLetters(queue.into())]).await?;
+        let answer = Span::read().awaits(self.store.read(vec![Range::DeadLetters(queue.into())])).await?;
         Ok(answer.reads.into_iter().flatten().filter_map(DeadMessage::of).collect())
     }
 
@@ -115,7 +115,7 @@ impl Inner {
         };
         let plan = plans::redrive(&append, &keys, Segment { messages: messages.collect() });
         failpoint!("queue-before-redrive");
-        let answer = self.store.commit(plan).await?;
+        let answer = Span::commit("redrive").awaits(self.store.commit(plan)).await?;
         failpoint!("queue-after-redrive");
         Ok(if answer.held { count } else { 0 })
     }

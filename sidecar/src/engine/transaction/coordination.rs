@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{Inner, View};
-use crate::failpoint;
+use crate::{failpoint, spans::Span};
 
 /// How far a transaction is, for those who wait for it here.
 #[derive(Clone, Default)]
@@ -89,8 +89,9 @@ impl Inner {
                 Effect::Commit(plan) => {
                     let (inner, id, number) = (self.clone(), id.clone(), run.number);
                     let step = run.machine.step_name();
+                    let traced = Span::commit_for(&run.machine.record().traceparent, step);
                     tokio::spawn(async move {
-                        let answer = inner.commit(step, plan).await;
+                        let answer = inner.commit(step, plan, traced).await;
                         inner.coordinate_run(&id, number, answer);
                     });
                 }
@@ -157,10 +158,10 @@ impl Inner {
         }
     }
 
-    async fn commit(&self, step: &'static str, plan: Plan) -> Input {
+    async fn commit(&self, step: &'static str, plan: Plan, traced: Span) -> Input {
         let (before, after) = points(step);
         failpoint!(before);
-        let answer = self.store.commit(plan).await;
+        let answer = traced.awaits(self.store.commit(plan)).await;
         failpoint!(after);
         match answer {
             Ok(answer) => Input::Committed(answer),

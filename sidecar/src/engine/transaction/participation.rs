@@ -15,7 +15,7 @@ use super::{
     Inner,
     coordination::{failure, record},
 };
-use crate::failpoint;
+use crate::{failpoint, spans::Span};
 
 /// One branch at this sidecar.
 pub(super) struct Part {
@@ -92,12 +92,18 @@ impl Inner {
                 }
                 Effect::Commit(tag, plan) => {
                     let vote = part.machine.operation() == Some(Operation::Prepare);
+                    let answer = matches!(tag, Tag::Reply(_));
+                    let step = match (answer, vote) {
+                        (true, true) => "vote",
+                        (true, false) => "acknowledge",
+                        (false, _) => "remember",
+                    };
+                    let traced = Span::commit_for(part.machine.traceparent(), step);
                     tokio::spawn(async move {
-                        let answer = matches!(tag, Tag::Reply(_));
                         if answer {
                             failpoint!(if vote { "branch-before-vote" } else { "branch-before-ack" });
                         }
-                        let committed = inner.store.commit(plan).await;
+                        let committed = traced.awaits(inner.store.commit(plan)).await;
                         if answer {
                             failpoint!(if vote { "branch-after-vote" } else { "branch-after-ack" });
                         }

@@ -13,7 +13,7 @@ use super::{
     coordination::{Progress, record},
     view::{Outcome, State},
 };
-use crate::problem::Problem;
+use crate::{problem::Problem, spans::Span};
 
 /// How many records one read asks for.
 const CHUNK: usize = 64;
@@ -42,7 +42,7 @@ impl TransactionEngine {
     /// What is remembered of a transaction: unfinished or finished.
     async fn find(&self, id: &TransactionId) -> Result<Option<Entry>, Problem> {
         let keys = [Key::Transaction(id.clone()), Key::Done(id.clone())];
-        let answer = self.0.store.read(keys.map(Range::One).into()).await?;
+        let answer = Span::read().awaits(self.0.store.read(keys.map(Range::One).into())).await?;
         Ok(answer.reads.into_iter().flatten().next())
     }
 
@@ -57,7 +57,7 @@ impl TransactionEngine {
                 .filter(|branch| matches!(branch.stage, Stage::Preparing | Stage::Applying))
                 .map(|branch| record.item(id, branch).into())
                 .collect();
-            for item in self.0.store.read(items).await?.reads.into_iter().flatten() {
+            for item in Span::read().awaits(self.0.store.read(items)).await?.reads.into_iter().flatten() {
                 if let Record::Work(work) = &item.record {
                     view.add_attempts(&item.key, work);
                 }
@@ -153,12 +153,12 @@ impl TransactionEngine {
         verdict: Verdict,
     ) -> Result<bool, Problem> {
         let Some(plan) = plans::wish(id, known, branch, verdict) else { return Ok(false) };
-        Ok(self.0.store.commit(plan).await?.held)
+        Ok(Span::commit("tell").awaits(self.0.store.commit(plan)).await?.held)
     }
 
     /// Transactions of a DistributedTransaction, newest first, at most `limit` of them.
     pub async fn list(&self, name: &Name, filter: Filter, limit: usize) -> Result<Vec<View>, Problem> {
-        let answer = self.0.store.read(vec![Range::Transactions]).await?;
+        let answer = Span::read().awaits(self.0.store.read(vec![Range::Transactions])).await?;
         let mut entries: Vec<Entry> = answer.reads.into_iter().flatten().collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.create_revision));
         let mut views: Vec<View> =
@@ -180,13 +180,13 @@ impl TransactionEngine {
         limit: usize,
         views: &mut Vec<View>,
     ) -> Result<(), Problem> {
-        let (mut keys, _) = self.0.store.list_keys(Range::Finished).await?;
+        let (mut keys, _) = Span::read().awaits(self.0.store.list_keys(Range::Finished)).await?;
         keys.sort_by_key(|(_, created, _)| std::cmp::Reverse(*created));
         keys.truncate(LOOKED_AT);
         let before = views.len();
         for chunk in keys.chunks(CHUNK) {
             let ranges = chunk.iter().map(|(key, ..)| Range::One(key.clone())).collect();
-            let answer = self.0.store.read(ranges).await?;
+            let answer = Span::read().awaits(self.0.store.read(ranges)).await?;
             views.extend(answer.reads.iter().flatten().filter_map(|entry| listed(entry, name, filter)));
             if views.len() - before >= limit {
                 break;
