@@ -27,7 +27,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, sync::OnceCell};
 
-use crate::kube::program;
+use crate::{kube::program, process::forget_package};
 
 /// The image of a pod to send requests from: busybox, curl and jq.
 pub const SHELL: &str = "concordat.test/shell:1";
@@ -64,12 +64,10 @@ impl Node {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         // This test is <target>/<profile>/deps/<test>.
         let target = env::current_exe()?.ancestors().nth(3).context("no target folder")?.to_owned();
-        let made = Command::new("make")
-            .args(["--silent", "images"])
-            .current_dir(&root)
-            .env("CARGO_TARGET_DIR", &target)
-            .output()
-            .context("starting make")?;
+        let mut make = Command::new("make");
+        make.args(["--silent", "images"]).current_dir(&root).env("CARGO_TARGET_DIR", &target);
+        forget_package(&mut make);
+        let made = make.output().context("starting make")?;
         ensure!(made.status.success(), "make images failed:\n{}", String::from_utf8_lossy(&made.stderr));
         let mut holder = Command::new(root.join("tests/kubernetes/node"))
             .arg("hold")

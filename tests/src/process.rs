@@ -274,6 +274,18 @@ pub fn binary_with(name: &str, features: &[&str]) -> Result<PathBuf> {
     Ok(built.entry(key).or_insert(path).clone())
 }
 
+/// Keeps from a program that builds something what cargo told this test of its own package: ring's build script looks at
+/// it, and would be run again and all that depends on it compiled again, now and by the next cargo that nobody told.
+pub(crate) fn forget_package(command: &mut Command) {
+    for (variable, _) in env::vars_os() {
+        let is_of_package =
+            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if variable.to_str().is_some_and(is_of_package) {
+            command.env_remove(variable);
+        }
+    }
+}
+
 fn build(name: &str, features: &[&str], key: &str) -> Result<PathBuf> {
     // This test is <target>/<profile>/deps/<test>.
     let folder = env::current_exe()?.ancestors().nth(2).context("no target folder")?.to_owned();
@@ -290,15 +302,7 @@ fn build(name: &str, features: &[&str], key: &str) -> Result<PathBuf> {
     if folder.ends_with("release") {
         cargo.arg("--release");
     }
-    // What cargo told this test of its own package is for no other: the build script of ring looks at it, and would be run
-    // again and all that depends on it compiled again, now and by the next cargo that nobody told.
-    for (variable, _) in env::vars_os() {
-        let is_of_package =
-            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-        if variable.to_str().is_some_and(is_of_package) {
-            cargo.env_remove(variable);
-        }
-    }
+    forget_package(&mut cargo);
     let output = cargo.output()?;
     ensure!(output.status.success(), "cargo failed:\n{}", String::from_utf8_lossy(&output.stderr));
     let executable = String::from_utf8(output.stdout)?
