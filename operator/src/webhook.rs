@@ -245,7 +245,9 @@ mod tests {
             Arc::new(Webhook { client: Client::new(nobody, "a"), settings, metrics: Arc::default() });
         let review = json!({
             "apiVersion": VERSION,
-            "request": { "uid": "u", "kind": { "kind": "Pod" }, "operation": "CREATE", "object": {} },
+            "request": {
+                "uid": "u", "kind": { "kind": "Pod" }, "operation": "CREATE", "namespace": "a", "object": {},
+            },
         });
         for (late, status) in [
             (Duration::from_secs(7), StatusCode::INTERNAL_SERVER_ERROR),

@@ -80,13 +80,13 @@ impl Known {
             Event::Init => self.coming = Some(BTreeMap::new()),
             Event::InitDone => {
                 let all = self.coming.take().unwrap_or_default();
+                for (name, there) in &all {
+                    self.forget_former(name, there);
+                }
                 for name in std::mem::take(&mut self.there).into_keys() {
                     if !all.contains_key(&name) {
                         self.forget(&name);
                     }
-                }
-                for (name, there) in &all {
-                    self.forget_former(name, there);
                 }
                 (self.there, self.told) = (all, true);
             }
