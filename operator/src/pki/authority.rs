@@ -69,6 +69,8 @@ pub struct Asked {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
     signer: Issued,
+    /// Since when it signs, seconds since 1970.
+    since: i64,
     next: Option<Issued>,
     /// Certificates (PEM) of those whose signatures are still good.
     former: Vec<String>,
@@ -79,11 +81,12 @@ const KEY: &str = "tls.key";
 const TRUSTED: &str = "ca.crt";
 const NEXT_CERTIFICATE: &str = "next.crt";
 const NEXT_KEY: &str = "next.key";
+const SINCE: &str = "signs-since";
 
 impl Authority {
     /// A new one.
     pub fn new(now: Timestamp) -> Result<Self, Error> {
-        Ok(Self { signer: authority(now)?, next: None, former: Vec::new() })
+        Ok(Self { signer: authority(now)?, since: now.as_second(), next: None, former: Vec::new() })
     }
 
     /// Reads it from a Secret's data, as [`Authority::data`] wrote it.
@@ -110,19 +113,30 @@ impl Authority {
         };
         let trusted = text(TRUSTED).unwrap_or_default();
         let former = blocks(&trusted).filter(|pem| !known(pem)).collect();
-        Ok(Self { signer, next, former })
+        // Somebody else's does not say.
+        let since = match text(SINCE).ok().and_then(|text| text.parse::<Timestamp>().ok()) {
+            Some(since) => since.as_second(),
+            None => made(&Certificate::read(&signer.certificate)?.life),
+        };
+        Ok(Self { signer, since, next, former })
     }
 
     /// What a Secret of type `kubernetes.io/tls` keeps of it: `tls.crt` and `tls.key` sign, `ca.crt` is trusted.
     pub fn data(&self) -> BTreeMap<String, Vec<u8>> {
         let trusted = self.trusted();
+        let since = Timestamp::from_second(self.since).unwrap_or_default().to_string();
         let next =
             self.next.iter().flat_map(|next| [(NEXT_CERTIFICATE, &next.certificate), (NEXT_KEY, &next.key)]);
-        [(CERTIFICATE, &self.signer.certificate), (KEY, &self.signer.key), (TRUSTED, &trusted)]
-            .into_iter()
-            .chain(next)
-            .map(|(name, text)| (name.to_owned(), text.clone().into_bytes()))
-            .collect()
+        [
+            (CERTIFICATE, &self.signer.certificate),
+            (KEY, &self.signer.key),
+            (TRUSTED, &trusted),
+            (SINCE, &since),
+        ]
+        .into_iter()
+        .chain(next)
+        .map(|(name, text)| (name.to_owned(), text.clone().into_bytes()))
+        .collect()
     }
 
     /// The certificates (PEM) of all whose signatures are to be trusted, the one who signs first. Whoever holds a
@@ -147,17 +161,17 @@ impl Authority {
         let mut turned = self.clone();
         turned.former.retain(|pem| Certificate::read(pem).is_ok_and(|former| now <= former.life.not_after));
         let distrusted = |life: &Life| asked.is_some_and(|asked| made(life) < asked.since.as_second());
-        let over = |life: &Life, pauses: i64| {
-            asked.is_some_and(|asked| now.as_second() >= made(life) + pauses * asked.pause.as_secs() as i64)
-        };
+        let over =
+            |since: i64| asked.is_some_and(|asked| now.as_second() >= since + asked.pause.as_secs() as i64);
         let life = self.life()?;
         let goes = distrusted(&life);
         let next = self.next.as_ref().map(|next| Certificate::read(&next.certificate)).transpose()?;
         match (turned.next.take(), next.map(|next| next.life)) {
             (Some(next), Some(of)) if !distrusted(&of) => {
-                if known && (life.is_over(5, 6, now) || goes && over(&of, 1)) {
+                if known && (life.is_over(5, 6, now) || goes && over(made(&of))) {
                     let former = std::mem::replace(&mut turned.signer, next);
                     turned.former.push(former.certificate);
+                    turned.since = now.as_second();
                 } else {
                     turned.next = Some(next);
                 }
@@ -165,7 +179,7 @@ impl Authority {
             _ if goes || life.due(now) => turned.next = Some(authority(now)?),
             _ => {}
         }
-        if !goes && known && over(&life, 2) {
+        if !goes && known && over(self.since) {
             turned.former.retain(|pem| Certificate::read(pem).is_ok_and(|former| !distrusted(&former.life)));
         }
         Ok((turned != *self).then_some(turned))

@@ -141,6 +141,7 @@ fn nobody_is_distrusted_while_one_authority_follows_another() {
         let turned = authority.turn(now, None, true).unwrap()?;
         turned.next.clone().map(|signer| Authority {
             signer,
+            since: now.as_second(),
             next: None,
             former: vec![authority.signer.certificate.clone()],
         })
@@ -172,9 +173,9 @@ fn a_turn_that_is_asked_for_goes_step_by_step_and_waits_for_etcd() {
     assert_eq!(step(1_060, false), (false, (0, Some(1_000), vec![])));
     assert_eq!(step(1_070, true), (true, (1_000, None, vec![0])));
     // The former one is trusted for as long again, and until etcd has seen who signs now.
-    assert_eq!(step(1_119, true), (false, (1_000, None, vec![0])));
-    assert_eq!(step(1_120, false), (false, (1_000, None, vec![0])));
-    assert_eq!(step(1_120, true), (true, (1_000, None, vec![])));
+    assert_eq!(step(1_129, true), (false, (1_000, None, vec![0])));
+    assert_eq!(step(1_130, false), (false, (1_000, None, vec![0])));
+    assert_eq!(step(1_130, true), (true, (1_000, None, vec![])));
     // What was asked for is done, once.
     assert_eq!(step(9_999, true), (false, (1_000, None, vec![])));
 }
