@@ -42,8 +42,6 @@ use crate::{
 const PACE: Duration = Duration::from_secs(2);
 /// How soon an object is looked at again whose status changes as time passes.
 const SOON: Duration = Duration::from_secs(5);
-/// How soon an object is looked at again that nothing happened to.
-const SELDOM: Duration = Duration::from_mins(5);
 /// How soon a failed pass is repeated, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 /// Objects of one kind that are worked on at a time.
@@ -323,7 +321,7 @@ async fn tell<K: Kind>(
         let before = before.as_ref().map(K::conditions).unwrap_or_default();
         context.publish(object.meta(), before, K::conditions(&status)).await;
     }
-    Ok(Action::requeue(if K::moves(&status) { SOON } else { SELDOM }))
+    Ok(Action::requeue(if K::moves(&status) { SOON } else { K::SELDOM }))
 }
 
 /// Tells of an object that is not of its kind's form; its definition, if it ever had one, stays in force.

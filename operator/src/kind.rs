@@ -1,6 +1,6 @@
 //! What the pipeline needs to know of a kind.
 
-use std::{fmt::Debug, future::Future};
+use std::{fmt::Debug, future::Future, time::Duration};
 
 use concordat_protocol::{Name, Now, Plan, Range, Settings};
 use concordat_store::{Admin, CommitError};
@@ -44,6 +44,8 @@ pub trait Kind: Sized + Send + Sync + 'static {
     const KIND: concordat_protocol::Kind;
     /// The kind in metrics and in the names of field managers.
     const NAME: &'static str;
+    /// How soon an object is looked at again that nothing is known to have happened to.
+    const SELDOM: Duration = Duration::from_mins(5);
 
     /// The settings that sidecars get, or what to change.
     fn compile(object: &Self::Object) -> Result<Settings, Invalid>;

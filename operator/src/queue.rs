@@ -3,6 +3,8 @@
 mod compile;
 mod status;
 
+use std::time::Duration;
+
 use concordat_crds::{Queue, QueueStatus};
 use concordat_protocol::{Millis, Name, Range, Settings};
 use concordat_store::{Admin, CommitError};
@@ -44,6 +46,8 @@ impl Kind for Queues {
 
     const KIND: concordat_protocol::Kind = concordat_protocol::Kind::Queue;
     const NAME: &'static str = "queue";
+    /// Sidecars tell of consumers alone: that a message came, or died, is seen by who looks.
+    const SELDOM: Duration = Duration::from_secs(15);
 
     fn compile(object: &Queue) -> Result<Settings, Invalid> {
         compile(object).map(Settings::Queue)
