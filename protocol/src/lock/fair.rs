@@ -226,8 +226,8 @@ impl Fair {
         self.mine.len() - self.tokens.len()
     }
 
-    pub(super) fn contends(&self) -> bool {
-        !self.queued.is_empty()
+    pub(super) fn contenders(&self, after: Caller) -> Vec<Caller> {
+        self.queued.range(after.0 + 1..).map(|number| Caller(*number)).collect()
     }
 
     pub(super) fn waiting_since(&self) -> Option<Millis> {

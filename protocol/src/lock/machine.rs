@@ -1,6 +1,6 @@
 //! One key of a lock as one sidecar sees it, whatever the lock's mode.
 
-use super::{Effect, Fair, Fence, Holder, Input, Mode, Rejected, Swap};
+use super::{Caller, Effect, Fair, Fence, Holder, Input, Mode, Rejected, Swap};
 use crate::{Millis, Name, Now, SessionId};
 
 /// How long after a plan failed the next is tried, milliseconds.
@@ -133,11 +133,11 @@ impl Machine {
         }
     }
 
-    /// Whether some of them wait for another who is known to hold it.
-    pub fn contends(&self) -> bool {
+    /// Those of them who came after this one, and wait for another who is known to hold it.
+    pub fn contenders(&self, after: Caller) -> Vec<Caller> {
         match self {
-            Self::Swap(swap) => swap.contends(),
-            Self::Fair(fair) => fair.contends(),
+            Self::Swap(swap) => swap.contenders(after),
+            Self::Fair(fair) => fair.contenders(after),
         }
     }
 

@@ -246,8 +246,12 @@ impl Swap {
         self.line.len() + usize::from(matches!(&self.phase, Phase::Trying { waiter: Some(_), .. }))
     }
 
-    pub(super) fn contends(&self) -> bool {
-        !self.line.is_empty() && (self.contended || matches!(self.phase, Phase::Held(_)))
+    pub(super) fn contenders(&self, after: Caller) -> Vec<Caller> {
+        if !self.contended && !matches!(self.phase, Phase::Held(_)) {
+            return Vec::new();
+        }
+        let newest_first = self.line.iter().rev().map(|waiter| waiter.request.caller);
+        newest_first.take_while(|caller| *caller > after).collect()
     }
 
     pub(super) fn waiting_since(&self) -> Option<Millis> {

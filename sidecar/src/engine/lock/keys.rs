@@ -57,7 +57,7 @@ struct Kept {
     armed: Option<Millis>,
     watches: bool,
     waiters: usize,
-    /// The last caller that had come when somebody waited here for another who held it.
+    /// The last caller that was counted to have found it held.
     contended: Caller,
     used: Millis,
     /// Whether it is among the unused.
@@ -78,7 +78,7 @@ pub(super) struct Due {
     pub(super) stats: bool,
     /// So many more wait now.
     pub(super) waiters: i64,
-    /// So many are answered who found it held.
+    /// So many more have found it held.
     pub(super) contended: u64,
     /// The machine has nothing under way any more.
     pub(super) settled: bool,
@@ -183,11 +183,11 @@ impl Keys {
             }
             let granted =
                 effects.iter().filter(|e| matches!(e, Effect::Reply(_, Ok(Reply::Granted { .. })))).count();
-            let met = |caller: &Caller| *caller <= kept.contended;
-            due.contended = effects.iter().filter(|effect| found_it_held(effect, met)).count() as u64;
-            if kept.machine.contends() {
-                kept.contended = Caller(self.next_caller);
-            }
+            let refused =
+                effects.iter().filter_map(refused).filter(|caller| *caller > kept.contended).count();
+            let waiting = kept.machine.contenders(kept.contended);
+            due.contended = (refused + waiting.len()) as u64;
+            kept.contended = waiting.into_iter().max().unwrap_or(kept.contended);
             let waiters = kept.machine.waiters();
             let counters = self.counters.entry(place.lock.clone()).or_default();
             due.stats = counters.count(granted, kept.waiters, waiters);
@@ -286,13 +286,13 @@ impl Keys {
     }
 }
 
-/// Whether an answer goes to a caller who found it held; `met`: somebody waited for another since the caller came.
-fn found_it_held(effect: &Effect, met: impl Fn(&Caller) -> bool) -> bool {
-    let Effect::Reply(caller, reply) = effect else { return false };
-    match reply {
-        Ok(Reply::Granted { .. }) | Err(Rejected::TimedOut(None)) => met(caller),
-        Err(Rejected::Held(_) | Rejected::TimedOut(Some(_)) | Rejected::Full) => true,
-        _ => false,
+/// Who is sent away since another holds it.
+fn refused(effect: &Effect) -> Option<Caller> {
+    match effect {
+        Effect::Reply(caller, Err(Rejected::Held(_) | Rejected::TimedOut(Some(_)) | Rejected::Full)) => {
+            Some(*caller)
+        }
+        _ => None,
     }
 }
 
