@@ -94,8 +94,8 @@ async fn etcd_is_started_anew_before_another_authority_signs_and_before_the_form
     assert_eq!(stage.members().await, (1, Value::Null));
     stage.started(3).await;
 
-    let distrust =
-        json!({ "metadata": { "annotations": { "concordat.dev/distrust-before": now.to_string() } } });
+    let since = (now + Duration::from_secs(1)).to_string();
+    let distrust = json!({ "metadata": { "annotations": { "concordat.dev/distrust-before": since } } });
     let secrets = stage.world.api::<Secret>();
     secrets.patch("ca", &PatchParams::default(), &Patch::Merge(distrust)).await.unwrap();
     stage.pass(now + MINUTE).await;
