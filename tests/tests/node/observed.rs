@@ -25,7 +25,7 @@ pub(crate) async fn all_of_it(installation: &Installation<'_>, bank: &Bank) -> R
     let monitoring = ["serviceMonitor", "podMonitor", "rules", "dashboard"]
         .map(|part| format!("monitoring.{part}.enabled=true"));
     let objects = installation.rendered(&monitoring.each_ref().map(String::as_str)).await?;
-    let prometheus = Prometheus::start(installation.node.kubeconfig(), &objects).await?;
+    let prometheus = Prometheus::start(installation.node, &objects).await?;
     let dashboard = objects.iter().find_map(|object| object["data"]["concordat.json"].as_str());
     dashboard_shows(&prometheus, &serde_json::from_str(dashboard.context("no dashboard")?)?).await?;
     let rules = objects.iter().find(|object| object["kind"] == "PrometheusRule").context("no rules")?;

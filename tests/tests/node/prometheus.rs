@@ -1,9 +1,12 @@
 //! A real Prometheus on this machine, which is the node. It is told of the chart what Prometheus' operator would tell it.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use concordat_tests::process::{Process, cache, folder, free_port};
+use concordat_tests::{
+    node::Node,
+    process::{Process, cache, folder, free_port},
+};
 use serde_json::{Value, json};
 
 /// How often it looks: a test waits for it.
@@ -21,17 +24,19 @@ pub(crate) struct Prometheus {
 
 impl Prometheus {
     /// For the ServiceMonitors, PodMonitors and PrometheusRules among the objects of a chart.
-    pub(crate) async fn start(kubeconfig: &Path, objects: &[Value]) -> Result<Self> {
+    pub(crate) async fn start(node: &Node, objects: &[Value]) -> Result<Self> {
         let of = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
         let mut scraped = Vec::new();
         for monitor in of("ServiceMonitor").chain(of("PodMonitor")) {
-            scraped.extend(jobs(monitor, kubeconfig)?);
+            scraped.extend(jobs(monitor)?);
         }
         let folder = folder("prometheus")?;
         let file = |name: &str| folder.path().join(name);
         let groups: Vec<&Value> =
             of("PrometheusRule").filter_map(|rule| rule["spec"]["groups"].as_array()).flatten().collect();
         ensure!(!scraped.is_empty() && !groups.is_empty(), "the chart watches nothing");
+        fs::write(file("pods.json"), pods(node).await?.to_string())?;
+        fs::write(file("services.json"), services(node).await?.to_string())?;
         fs::write(file("rules.json"), json!({"groups": groups}).to_string())?;
         // YAML takes JSON as it is.
         let config = json!({
@@ -69,42 +74,122 @@ impl Prometheus {
     }
 }
 
+async fn all(node: &Node, kind: &str) -> Result<Vec<Value>> {
+    let listed = node.kubectl(&["get", kind, "--all-namespaces", "--output=json"]).await?;
+    let listed: Value = serde_json::from_str(&listed)?;
+    listed["items"].as_array().cloned().with_context(|| format!("no {kind}"))
+}
+
+/// Every port of every pod that a service leads to, as Prometheus' own discovery would tell: Debian builds it without that of
+/// Kubernetes.
+async fn services(node: &Node) -> Result<Value> {
+    let services = all(node, "services").await?;
+    let mut targets = Vec::new();
+    for slice in all(node, "endpointslices").await? {
+        let (namespace, name) =
+            (&slice["metadata"]["namespace"], &slice["metadata"]["labels"]["kubernetes.io/service-name"]);
+        let of = |service: &&Value| {
+            service["metadata"]["namespace"] == *namespace && service["metadata"]["name"] == *name
+        };
+        let Some(service) = services.iter().find(of) else { continue };
+        let mut labels =
+            json!({"__meta_kubernetes_namespace": namespace, "__meta_kubernetes_service_name": name});
+        of_labels(&mut labels, "service", service);
+        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
+            labels["__meta_kubernetes_pod_name"] =
+                json!(endpoint["targetRef"]["name"].as_str().unwrap_or_default());
+            for port in slice["ports"].as_array().into_iter().flatten() {
+                labels["__meta_kubernetes_endpoint_port_name"] =
+                    json!(port["name"].as_str().unwrap_or_default());
+                if let Some(address) = endpoint["addresses"][0].as_str() {
+                    targets
+                        .push(json!({"targets": [format!("{address}:{}", port["port"])], "labels": labels}));
+                }
+            }
+        }
+    }
+    Ok(json!(targets))
+}
+
+/// Every port of every pod.
+async fn pods(node: &Node) -> Result<Value> {
+    let mut targets = Vec::new();
+    for pod in &all(node, "pods").await? {
+        let (metadata, spec, status) = (&pod["metadata"], &pod["spec"], &pod["status"]);
+        let mut labels = json!({
+            "__meta_kubernetes_namespace": metadata["namespace"],
+            "__meta_kubernetes_pod_name": metadata["name"],
+            "__meta_kubernetes_pod_phase": status["phase"],
+        });
+        of_labels(&mut labels, "pod", pod);
+        for name in metadata["annotations"].as_object().into_iter().flat_map(|all| all.keys()) {
+            let name = label_name(name);
+            labels[format!("__meta_kubernetes_pod_annotationpresent_{name}")] = json!("true");
+        }
+        let containers = ["containers", "initContainers"].map(|list| spec[list].as_array());
+        for container in containers.into_iter().flatten().flatten() {
+            for port in container["ports"].as_array().into_iter().flatten() {
+                let mut labels = labels.clone();
+                labels["__meta_kubernetes_pod_container_name"] = container["name"].clone();
+                labels["__meta_kubernetes_pod_container_port_name"] =
+                    json!(port["name"].as_str().unwrap_or_default());
+                if let Some(address) = status["podIP"].as_str() {
+                    let target = format!("{address}:{}", port["containerPort"]);
+                    targets.push(json!({"targets": [target], "labels": labels}));
+                }
+            }
+        }
+    }
+    Ok(json!(targets))
+}
+
+/// The labels of an object.
+fn of_labels(labels: &mut Value, role: &str, object: &Value) {
+    for (name, value) in object["metadata"]["labels"].as_object().into_iter().flatten() {
+        let name = label_name(name);
+        labels[format!("__meta_kubernetes_{role}_label_{name}")] = value.clone();
+        labels[format!("__meta_kubernetes_{role}_labelpresent_{name}")] = json!("true");
+    }
+}
+
+/// As Prometheus makes a label's name of what Kubernetes calls so.
+fn label_name(name: &str) -> String {
+    name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect()
+}
+
 /// What a monitor is to Prometheus, as its operator makes it.
-fn jobs(monitor: &Value, kubeconfig: &Path) -> Result<Vec<Value>> {
+fn jobs(monitor: &Value) -> Result<Vec<Value>> {
     let namespace = monitor["metadata"]["namespace"].as_str().context("no namespace")?;
     let name = monitor["metadata"]["name"].as_str().context("no name")?;
     let spec = &monitor["spec"];
     let by_service = monitor["kind"] == "ServiceMonitor";
-    let (role, of, port_name) = if by_service {
-        ("endpoints", "service", "__meta_kubernetes_endpoint_port_name")
+    let (role, targets, ports, endpoints) = if by_service {
+        ("service", "services.json", "__meta_kubernetes_endpoint_port_name", &spec["endpoints"])
     } else {
-        ("pod", "pod", "__meta_kubernetes_pod_container_port_name")
+        ("pod", "pods.json", "__meta_kubernetes_pod_container_port_name", &spec["podMetricsEndpoints"])
     };
-    let mut discovery = json!({"role": role, "kubeconfig_file": kubeconfig});
-    if spec["namespaceSelector"]["any"] != true {
-        discovery["namespaces"] = json!({"names": [namespace]});
-    }
     let keep =
         |labels: Value, regex: &str| json!({"action": "keep", "source_labels": labels, "regex": regex});
     let mut selected = vec![
         json!({"action": "drop", "source_labels": ["__meta_kubernetes_pod_phase"], "regex": "(Failed|Succeeded)"}),
     ];
+    if spec["namespaceSelector"]["any"] != true {
+        selected.push(keep(json!(["__meta_kubernetes_namespace"]), namespace));
+    }
     ensure!(spec["selector"]["matchExpressions"].is_null(), "{name} selects by what is not known here");
     for (label, value) in spec["selector"]["matchLabels"].as_object().into_iter().flatten() {
-        let label: String =
-            label.chars().map(|letter| if letter.is_alphanumeric() { letter } else { '_' }).collect();
+        let label = label_name(label);
         let labels = json!([
-            format!("__meta_kubernetes_{of}_label_{label}"),
-            format!("__meta_kubernetes_{of}_labelpresent_{label}"),
+            format!("__meta_kubernetes_{role}_label_{label}"),
+            format!("__meta_kubernetes_{role}_labelpresent_{label}"),
         ]);
         selected.push(keep(labels, &format!("({});true", value.as_str().context("no value")?)));
     }
-    let endpoints = if by_service { &spec["endpoints"] } else { &spec["podMetricsEndpoints"] };
     let endpoints = endpoints.as_array().context("no endpoint")?;
     let job = |(number, endpoint): (usize, &Value)| {
         let mut relabelled = selected.clone();
         if let Some(port) = endpoint["port"].as_str() {
-            relabelled.push(keep(json!([port_name]), port));
+            relabelled.push(keep(json!([ports]), port));
             relabelled.push(json!({"target_label": "endpoint", "replacement": port}));
         }
         for (from, to) in [
@@ -126,8 +211,8 @@ fn jobs(monitor: &Value, kubeconfig: &Path) -> Result<Vec<Value>> {
             ensure!(of["action"] == "keep", "{name} does what is not known here: {of}");
         }
         Ok(json!({
-            "job_name": format!("{}/{namespace}/{name}/{number}", monitor["kind"]),
-            "kubernetes_sd_configs": [discovery.clone()],
+            "job_name": format!("{role}Monitor/{namespace}/{name}/{number}"),
+            "file_sd_configs": [{"files": [targets]}],
             "metrics_path": endpoint["path"],
             "relabel_configs": relabelled,
         }))

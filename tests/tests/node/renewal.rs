@@ -54,7 +54,7 @@ async fn story() -> Result<()> {
     let node = Node::shared().await?;
     let plugin = Plugin::new(node)?;
     // Longer than the kubelet takes to bring a Secret to a pod.
-    let values = ["pki.operator.turnPause=100s"];
+    let values = ["pki.operator.turnPause=30s"];
     let installation = Installation::of(node, CHART, &set(&values)).await?;
     let bank = Rc::new(Bank::open(node).await?);
     let mut made = BTreeMap::new();
