@@ -44,7 +44,7 @@ const WRONG: [(&str, &str); 42] = [
     ("--set=pki.certManager.issuer=x", "at '/pki/certManager'"),
     ("--set=rbac.enabled=true", "at '/rbac'"),
     ("--set=networkPolicy.sidecar.egress={}", "at '/networkPolicy'"),
-    ("--set=monitoring.serviceMonitor.enabled=true", "at '/monitoring'"),
+    ("--set=monitoring.serviceMonitors.enabled=true", "at '/monitoring'"),
     ("--set=tests.namespace=", "at '/tests/namespace'"),
     ("--set=etcd.mode=external", "set etcd.external.endpoints"),
     ("--set=etcd.mode=external,etcd.external.endpoints={https://a:1}", "set etcd.external.secretName"),
