@@ -211,7 +211,10 @@ async fn what_an_installation_lacks_is_told_with_what_to_do() {
     let life = |from: i64, to: i64| Life { not_before: day(from), not_after: day(to) };
     put(&secrets, "concordat-ca", certificate(life(-3000, 650))).await;
     put(&secrets, "concordat-etcd-tls", certificate(life(-25, 5))).await;
-    put(&secrets, "concordat-etcd-root", certificate(life(-31, -1))).await;
+    let mut root = certificate(life(-31, -1));
+    root["stringData"]["ca.crt"] = root["stringData"]["tls.crt"].clone();
+    root["stringData"]["tls.key"] = json!("that of nobody");
+    put(&secrets, "concordat-etcd-root", root).await;
     put(&secrets, "concordat-etcd-client", json!({ "stringData": { "tls.crt": "none" } })).await;
     put(&secrets, "another-s", json!({ "stringData": { "tls.crt": "none" } })).await;
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
