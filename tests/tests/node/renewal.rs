@@ -1,6 +1,6 @@
 //! Certificates that are renewed and an authority that is replaced, while everything that shows or trusts them runs.
 
-use std::{collections::BTreeMap, rc::Rc, sync::Arc};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use concordat_operator::pki::{Authority, Certificate, Request, Usage};
@@ -26,6 +26,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     task::LocalSet,
+    time::timeout,
 };
 use tokio_rustls::TlsConnector;
 
@@ -40,6 +41,8 @@ type Made = BTreeMap<String, i64>;
 /// A Secret's data, as text.
 pub(crate) type Texts = BTreeMap<String, String>;
 
+/// After how long a connection is tried anew.
+const LOST: Duration = Duration::from_secs(5);
 const DAY: i64 = 24 * 60 * 60;
 /// The Secret of a namespace's certificate.
 const CLIENT: &str = "concordat-etcd-client";
@@ -307,7 +310,8 @@ pub(crate) async fn shown_by_etcd(
     config.alpn_protocols = vec![b"h2".to_vec()];
     let pod = api::<Pod>(installation, SYSTEM).await?.get("concordat-etcd-0").await?;
     let address = pod.status.and_then(|status| status.pod_ip).context("no address")?;
-    let stream = TcpStream::connect((address, 2379)).await?;
+    // The address of a pod that is gone answers nothing for minutes.
+    let stream = timeout(LOST, TcpStream::connect((address, 2379))).await??;
     let name = ServerName::try_from(format!("concordat-etcd.{SYSTEM}.svc"))?;
     let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
     let shown = stream.get_ref().1.peer_certificates().context("nothing is shown")?[0].clone().into_owned();

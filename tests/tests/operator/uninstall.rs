@@ -3,7 +3,10 @@
 use std::{path::Path, process::Command};
 
 use concordat_crds::{DistributedTransaction, Lock, Queue, names::FINALIZER};
-use concordat_operator::{inject::IDENTITY, pki::secret::MANAGED_BY};
+use concordat_operator::{
+    inject::IDENTITY,
+    pki::secret::{MANAGED_BY, PART_OF},
+};
 use concordat_tests::{kube::Cluster, process::binary};
 use futures::{StreamExt, stream};
 use k8s_openapi::{
@@ -50,7 +53,8 @@ impl Place<'_> {
     }
 
     async fn secret(&self, namespace: &str, name: &str, ours: bool) {
-        let labels = if ours { json!({ MANAGED_BY.0: MANAGED_BY.1 }) } else { json!({}) };
+        let labels =
+            if ours { json!({ MANAGED_BY.0: MANAGED_BY.1, PART_OF.0: PART_OF.1 }) } else { json!({}) };
         let metadata = json!({ "name": name, "labels": labels });
         self.create::<Secret>(namespace, json!({ "metadata": metadata })).await;
     }
