@@ -167,8 +167,10 @@ impl Node {
         let definitions = definitions.lines().filter(|name| name.ends_with(".cert-manager.io"));
         self.kubectl(&[&["delete"][..], &definitions.collect::<Vec<_>>()].concat()).await?;
         let rest = ["namespace/cert-manager", "clusterrolebinding/cert-manager"];
-        let hook = ["validatingwebhookconfiguration/cert-manager-webhook", "--timeout=3m"];
-        self.kubectl(&[&["delete"][..], &rest, &hook].concat()).await.map(drop)
+        let hooks =
+            ["validating", "mutating"].map(|kind| format!("{kind}webhookconfiguration/cert-manager-webhook"));
+        let hooks = [&*hooks[0], &*hooks[1], "--timeout=3m"];
+        self.kubectl(&[&["delete"][..], &rest, &hooks].concat()).await.map(drop)
     }
 
     /// A new namespace with a random name for the test called `test`, with these labels.
