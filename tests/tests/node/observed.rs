@@ -53,10 +53,10 @@ async fn dashboard_shows(prometheus: &Prometheus, dashboard: &Value) -> Result<(
         }
     }
     ensure!(asked > 0, "it asks for nothing");
+    let form = Regex::new(r"^label_values\((\w+), (\w+)\)$")?;
     for variable in dashboard["templating"]["list"].as_array().into_iter().flatten() {
         if variable["type"] == "query" {
             let query = variable["query"].as_str().context("no query")?;
-            let form = Regex::new(r"^label_values\((\w+), (\w+)\)$")?;
             let (_, [metric, label]) = form.captures(query).with_context(|| query.to_owned())?.extract();
             let values = prometheus.get(&format!("label/{label}/values"), &[("match[]", metric)]).await?;
             ensure!(values.as_array().is_some_and(|values| !values.is_empty()), "{query} has no values");
