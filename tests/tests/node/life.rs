@@ -106,8 +106,8 @@ async fn sidecar_killed(bank: &Rc<Bank>, made: &mut Made) -> Result<()> {
     traffic.holds(made).await
 }
 
-/// A sidecar that has too little memory is killed time and again: its app waits for it while those before it go on, until it
-/// is given enough.
+/// A sidecar that has too little memory is killed time and again: its app waits for it, and payments that it takes part in,
+/// until it is given enough. The others go on.
 pub(crate) async fn short_of_memory(bank: &Rc<Bank>, made: &mut Made) -> Result<()> {
     let traffic = Traffic::start(bank, "short-of-memory");
     let memory = async |bytes: Value| {
