@@ -108,10 +108,14 @@ async fn uninstall(
     lease: Option<&str>,
 ) -> Result<(), Error> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), own);
-    if let Some(lease) = lease {
-        nobody_leads(&leases, lease).await?;
-    }
     let mut failures = Failures::default();
+    if let Some(lease) = lease {
+        match nobody_leads(&leases, lease).await {
+            Err(led @ Error::Led(_)) => return Err(led),
+            // Who may not look is told so, and does the rest.
+            looked => drop(failures.note(looked)),
+        }
+    }
     release::<Lock>(client, only, &mut failures).await;
     release::<Queue>(client, only, &mut failures).await;
     release::<DistributedTransaction>(client, only, &mut failures).await;
