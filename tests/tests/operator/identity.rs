@@ -176,8 +176,12 @@ async fn a_namespace_that_uses_it_is_a_user_of_etcd_from_then_on_until_it_is_gon
     locks.create(&PostParams::default(), &serde_json::from_value(lock).unwrap()).await.unwrap();
     for name in [&labelled, &with_pod, &with_object] {
         let mut own = guarded.client(&guarded.served(name).await).await;
-        own.put(format!("/concordat/{name}/probe"), "", None).await.unwrap();
         // etcd may say first that users have changed meanwhile.
+        eventually("its own it may write", async || {
+            Ok(own.put(format!("/concordat/{name}/probe"), "", None).await.map(drop)?)
+        })
+        .await
+        .unwrap();
         eventually("elsewhere it is denied", async || {
             match own.put(format!("/concordat/{idle}/probe"), "", None).await {
                 Ok(_) => panic!("{name} writes for {idle}"),
