@@ -35,7 +35,7 @@ check: tools ## Formatting and lints, warnings denied
 	cargo clippy --locked --workspace --all-targets --features concordat-tests/node,concordat-tests/peers,concordat-tests/soak -- -D warnings
 
 .PHONY: test
-test: check alerts kubernetes node images dapr ## Everything, as root: lints, unit, property, model, differential, process, API-server and node tests
+test: check alerts kubernetes node cert-manager images dapr ## Everything, as root: lints, unit, property, model, differential, process, API-server and node tests
 	cargo test --locked --workspace --no-fail-fast --features concordat-tests/node
 
 .PHONY: kubernetes
