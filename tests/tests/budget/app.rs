@@ -10,7 +10,7 @@ use axum::{
 };
 use tokio::{net::TcpListener, sync::Notify};
 
-/// Its votes are no.
+/// Its votes are no, and not given before [`App::votes`].
 pub(crate) const REFUSES: &str = "/refuses";
 /// It does not commit what it voted yes for.
 pub(crate) const BREAKS: &str = "/breaks";
@@ -51,13 +51,13 @@ impl App {
 
 async fn answer(State(hesitation): State<Arc<Hesitation>>, uri: Uri) -> StatusCode {
     match uri.path().rsplit_once('/') {
-        Some((REFUSES, "prepare") | (BREAKS, "commit")) => StatusCode::CONFLICT,
-        Some((HESITATES, "prepare")) => {
+        Some((path @ (HESITATES | REFUSES), "prepare")) => {
             let over = hesitation.over.notified();
             hesitation.begun.notify_one();
             over.await;
-            StatusCode::OK
+            if path == REFUSES { StatusCode::CONFLICT } else { StatusCode::OK }
         }
+        Some((BREAKS, "commit")) => StatusCode::CONFLICT,
         _ => StatusCode::OK,
     }
 }

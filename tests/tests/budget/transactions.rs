@@ -38,15 +38,28 @@ pub(crate) async fn rows() -> Result<String> {
     let done = world.count("transaction: commit with 2 participants", ask(begin("agrees"))).await?;
     let path = teller.url(&format!("transactions/agrees/{}", id(&done)));
     world.count("transaction: read a finished one", ask(world.client.get(path))).await?;
-    let abort = refused(begin("refuses"), StatusCode::CONFLICT);
+    // Where the no comes first, the yes is not put any more.
+    let abort = async {
+        let earlier = world.answers();
+        let (answer, ()) = tokio::try_join!(refused(begin("refuses"), StatusCode::CONFLICT), async {
+            world.answered(earlier).await?;
+            right.app.hesitates().await;
+            right.app.votes();
+            Ok(())
+        })?;
+        Ok(answer)
+    };
     world.count("transaction: abort, 1 of 2 participants votes no", abort).await?;
 
     let undecided = id(&ask(post("hesitates")).await?);
     right.app.hesitates().await;
     let rollback = async {
+        let earlier = world.answers();
         let answer =
             ask(world.client.post(teller.url(&format!("transactions/hesitates/{undecided}/rollback"))));
         let answer = answer.await?;
+        // Where the yes comes first, it is put in vain.
+        world.answered(earlier).await?;
         right.app.votes();
         Ok(answer)
     };

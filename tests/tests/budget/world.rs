@@ -8,6 +8,7 @@ use concordat_store::{Admin, AdminConfig};
 use concordat_tests::{
     budget::{Cost, Meter},
     etcd::Etcd,
+    history::Change,
     process::{Process, binary, eventually, free_port},
 };
 use parking_lot::Mutex;
@@ -103,6 +104,21 @@ impl World {
         eventually("it is gone", async || {
             let last = self.meter.seen().into_iter().rfind(|change| change.key == *key);
             ensure!(last.is_some_and(|change| change.entry.is_none()), "it is there");
+            Ok(())
+        })
+        .await
+    }
+
+    /// How many votes and acknowledgements were put so far.
+    pub(crate) fn answers(&self) -> usize {
+        let puts = |change: &Change| matches!(change.key, Key::Answer { .. }) && change.entry.is_some();
+        self.meter.seen().iter().filter(|change| puts(change)).count()
+    }
+
+    /// Waits until one more was put than these; etcd is not asked for it.
+    pub(crate) async fn answered(&self, earlier: usize) -> Result<()> {
+        eventually("a participant answers", async || {
+            ensure!(self.answers() > earlier, "none did");
             Ok(())
         })
         .await

@@ -65,11 +65,10 @@ async fn exported(collector: &Collector, trace: &str) -> Result<Vec<Span>> {
     eventually("the transfer is exported", async || {
         let spans = collector.trace(trace);
         let steps = commits(&spans);
-        for step in
-            [("c", "finish"), ("p", "vote"), ("q", "vote"), ("p", "acknowledge"), ("q", "acknowledge")]
-        {
+        for step in [("p", "vote"), ("q", "vote"), ("p", "acknowledge"), ("q", "acknowledge")] {
             ensure!(steps.contains(&step), "{step:?} is not in {steps:?}");
         }
+        ensure!(steps.iter().any(|(_, step)| *step == "finish"), "nobody finishes it in {steps:?}");
         ensure!(callbacks(&spans).len() == 4, "{spans:?}");
         Ok(spans)
     })
@@ -106,7 +105,9 @@ async fn a_transfer_is_one_trace_from_the_request_to_every_callback() -> Result<
         ensure!(!span.failed, "{span:?}");
     }
     let steps = commits(&spans);
-    ensure!(steps.contains(&("c", "begin")) && steps.contains(&("c", "decide")), "{steps:?}");
+    for step in ["begin", "decide", "finish"] {
+        ensure!(steps.contains(&("c", step)), "{step} is not in {steps:?}");
+    }
     for (app, pod, branch) in [(&world.p, &p, "debit"), (&world.q, &q, "credit")] {
         for (call, action) in app.calls().iter().zip(["prepare", "commit"]) {
             let of = |span: &&&Span| {
@@ -177,10 +178,11 @@ async fn whoever_adopts_it_goes_on_with_the_trace() -> Result<()> {
     ensure!(world.begin_traced(&first, "t1", &parent).await.is_none(), "the coordinator dies");
     world.finished(&c, "t1").await?;
     let spans = exported(&collector, TRACE).await?;
-    ensure!(commits(&spans).contains(&("c", "adopt")), "{spans:?}");
-    // Of the request itself nothing is left: its span died with its sidecar, and is known as the parent of all else.
+    // By a sidecar of any app.
+    ensure!(commits(&spans).iter().any(|(_, step)| *step == "adopt"), "{spans:?}");
+    // The request's span died with its sidecar, and is known as the parent of all else.
+    ensure!(spans.iter().all(|span| span.kind == SpanKind::Client), "{spans:?}");
     let parents: BTreeSet<&str> = spans.iter().map(|span| span.parent.as_str()).collect();
     ensure!(parents.len() == 1 && !parents.contains(SPAN) && !parents.contains(""), "{spans:?}");
-    ensure!(spans.iter().all(|span| span.of("k8s.pod.name") != first.name), "{spans:?}");
     Ok(())
 }
