@@ -1,17 +1,12 @@
-//! One machine of a fair lock alone: what the model has no room for, and what each invariant of a line must find.
+//! One machine of a fair lock alone: what the model has no room for.
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 use concordat_protocol::{
     Answer, Entry, Key, Lease, Now, Plan, Range, Record, Write,
     lock::{
-        Caller, Effect, Failure, Fence, Holder, Input, Machine, Mode, Rejected, Reply, Request, Seen, Shadow,
-        Share, Token, Waiter, fair,
-        invariant::{
-            Grant,
-            line::{self, History, Stood, Wait},
-        },
-        machine,
+        Caller, Effect, Failure, Holder, Input, Machine, Mode, Rejected, Reply, Request, Seen, Shadow, Share,
+        Token, Waiter, fair, machine,
     },
 };
 
@@ -126,6 +121,15 @@ impl Run {
     }
 }
 
+/// One of this sidecar's own in the line.
+fn own(number: u64, revision: i64, share: Share) -> Entry {
+    Entry { key: key("s", number), ..rival(number, revision, share) }
+}
+
+fn tick() -> Input {
+    Input::Tick { believed: 0 }
+}
+
 fn key(session: &str, number: u64) -> Key {
     Key::Waiter { lock: "orders".into(), key: "c42".into(), session: session.into(), number }
 }
@@ -190,7 +194,7 @@ fn a_thousand_waiters_are_granted_one_by_one_in_their_order() {
     for caller in 2..=1_000 {
         assert_eq!(granted(&run.acquire(request(caller, 600_000), 0)), []);
     }
-    let mut line = vec![Entry { key: key("s", 1), ..rival(1, 11, Share::EXCLUSIVE) }];
+    let mut line = vec![own(1, 11, Share::EXCLUSIVE)];
     while let Some(plan) = &run.puts {
         assert!(plan.writes.len() <= fair::TOGETHER);
         let before = line.clone();
@@ -203,6 +207,7 @@ fn a_thousand_waiters_are_granted_one_by_one_in_their_order() {
             Write::Delete(_) => None,
         }));
         run.lands_behind(&before, 0);
+        run.tell(tick(), fair::GATHER);
     }
     assert_eq!(run.machine.waiters(), 999);
     assert!(run.machine.watches());
@@ -220,19 +225,52 @@ fn a_thousand_waiters_are_granted_one_by_one_in_their_order() {
 }
 
 #[test]
+fn those_who_come_while_others_of_theirs_wait_are_put_together() {
+    let mut run = Run::new();
+    run.held(1);
+    let own = |number, revision| own(number, revision, Share::EXCLUSIVE);
+    run.acquire(request(2, 60_000), 0);
+    run.lands_behind(&[own(1, 11)], 0);
+    let before = run.plans;
+    run.acquire(request(3, 60_000), 1);
+    run.acquire(request(4, 60_000), 2);
+    assert_eq!(run.plans, before, "another of this sidecar waits in the line");
+    assert_eq!(run.machine.wake_at(), Some(1 + fair::GATHER));
+    assert!(is_granted(&run.release(1, 3), 2));
+    assert_eq!(run.plans - before, 2, "the last of them has it: one goes, and those who came are put");
+    run.frees(3);
+    run.lands_behind(&[own(2, 12)], 3);
+    assert_eq!(run.machine.waiters(), 2);
+
+    // Held for longer, it is not awaited.
+    let before = run.plans;
+    run.acquire(request(5, 60_000), 4);
+    run.tell(tick(), 3 + fair::GATHER);
+    assert_eq!(run.plans, before);
+    run.tell(tick(), 4 + fair::GATHER);
+    assert_eq!(run.plans - before, 1);
+    run.lands_behind(&[own(2, 12), own(3, 14), own(4, 14)], 20);
+
+    // As many as one plan puts do not wait for more.
+    let before = run.plans;
+    for caller in 6..6 + fair::TOGETHER as u64 {
+        assert_eq!(run.plans, before);
+        run.acquire(request(caller, 60_000), 20);
+    }
+    assert_eq!(run.plans - before, 1);
+}
+
+#[test]
 fn readers_share_and_a_writer_waits_for_them_and_keeps_later_ones_waiting() {
     let mut run = Run::new();
     let reader = |caller| Request { share: Share::READER, ..request(caller, 60_000) };
     run.acquire(reader(1), 0);
     assert!(is_granted(&run.lands_behind(&[rival(1, 3, Share::READER)], 0), 1));
     run.acquire(request(2, 60_000), 0);
-    let own = |number, revision, share| {
-        let entry = rival(number, revision, share);
-        Entry { key: key("s", number), ..entry }
-    };
     let line = [rival(1, 3, Share::READER), own(1, 11, Share::READER)];
     assert_eq!(granted(&run.lands_behind(&line, 0)), []);
     run.acquire(reader(3), 0);
+    run.tell(tick(), fair::GATHER);
     let line = [line.as_slice(), &[own(2, 12, Share::EXCLUSIVE)]].concat();
     assert_eq!(granted(&run.lands_behind(&line, 0)), [], "the writer came first");
     run.tell(all(13, &[line.as_slice(), &[own(3, 13, Share::READER)]].concat()), 0);
@@ -249,8 +287,9 @@ fn permits_are_given_in_order_even_if_a_later_request_would_fit() {
     run.acquire(asks(1, 2), 0);
     assert_eq!(granted(&run.lands_behind(&line, 0)), []);
     run.acquire(asks(2, 1), 0);
-    let own = Entry { key: key("s", 1), ..rival(1, 11, Share::permits(2, 5)) };
-    assert_eq!(granted(&run.lands_behind(&[line.as_slice(), &[own]].concat(), 0)), [], "one permit is free");
+    run.tell(tick(), fair::GATHER);
+    let line = [line.as_slice(), &[own(1, 11, Share::permits(2, 5))]].concat();
+    assert_eq!(granted(&run.lands_behind(&line, 0)), [], "one permit is free");
     assert_eq!(granted(&run.tell(gone(key("other", 1), 13), 0)), [1, 2]);
 }
 
@@ -294,7 +333,7 @@ fn no_more_wait_than_may_over_all_sidecars() {
 
 #[test]
 fn a_wait_that_is_over_leaves_no_key() {
-    for end in [Input::Tick { believed: 0 }, Input::Cancel(Caller(1))] {
+    for end in [tick(), Input::Cancel(Caller(1))] {
         let mut run = Run::new();
         run.acquire(request(1, 2_000), 0);
         run.lands_behind(&[rival(1, 3, Share::EXCLUSIVE)], 0);
@@ -322,9 +361,9 @@ fn a_waiter_whose_lease_is_over_is_told_and_never_granted() {
     run.lands_behind(&[rival(1, 3, Share::EXCLUSIVE)], 0);
     assert_eq!(run.machine.wake_at(), Some(60_000), "belief lasts longer");
     run.believed = 5;
-    run.tell(Input::Tick { believed: 0 }, 0);
+    run.tell(tick(), 0);
     assert_eq!(run.machine.wake_at(), Some(5));
-    let told = run.tell(Input::Tick { believed: 0 }, 5);
+    let told = run.tell(tick(), 5);
     assert_eq!(reply(&told, 1), Some(&Err(Rejected::Lost)));
     assert_eq!(granted(&run.tell(gone(key("other", 1), 20), 6)), []);
 
@@ -345,9 +384,9 @@ fn what_nobody_renews_is_lost_and_its_shadow_stays() {
     let renew = || Input::Renew { caller: Caller(9), token: Token(1), believed: 0 };
     let renewed = run.tell(renew(), 4_000);
     assert_eq!(reply(&renewed, 9), Some(&Ok(Reply::Renewed { expires_in: 5_000 })));
-    run.tell(Input::Tick { believed: 0 }, 5_000);
+    run.tell(tick(), 5_000);
     assert_eq!(run.machine.wake_at(), Some(9_000));
-    let lost = run.tell(Input::Tick { believed: 0 }, 9_000);
+    let lost = run.tell(tick(), 9_000);
     assert!(lost.contains(&Effect::Lost(Token(1))));
     let deletes = run.deletes.clone().unwrap().writes;
     assert_eq!(deletes, [Write::Delete(Range::One(key("s", 1)))], "so that others keep the lock-delay");
@@ -359,7 +398,7 @@ fn what_nobody_renews_is_lost_and_its_shadow_stays() {
     let shadow = Entry { key: shadow_key("s", 1), ..shadow(1, 11) };
     assert_eq!(granted(&run.lands_behind(&[shadow], 9_002)), []);
     assert_eq!(run.machine.wake_at(), Some(9_002 + DELAY));
-    let over = run.tell(Input::Tick { believed: 0 }, 9_002 + DELAY);
+    let over = run.tell(tick(), 9_002 + DELAY);
     assert!(is_granted(&over, 2));
     assert!(run.deletes.unwrap().writes.contains(&Write::Delete(Range::One(shadow_key("s", 1)))));
 }
@@ -367,7 +406,7 @@ fn what_nobody_renews_is_lost_and_its_shadow_stays() {
 /// What is known of a lease here may fall behind what etcd thinks of it.
 #[test]
 fn what_is_no_longer_believed_is_deleted_lest_its_lease_lives_on() {
-    for lost in [Input::Tick { believed: 0 }, Input::Lost("s".into())] {
+    for lost in [tick(), Input::Lost("s".into())] {
         let mut run = Run::new();
         run.acquire(Request { lock_delay: DELAY, ..request(1, 0) }, 0);
         run.lands_behind(&[], 0);
@@ -398,7 +437,7 @@ fn a_plan_under_a_lease_that_was_lost_ends_nothing_under_the_others() {
     run.acquire(Request { ttl: 3_000, ..request(2, 60_000) }, 0);
     run.puts = None;
     run.tell(ended(), 0);
-    run.tell(all(20, &[Entry { key: key("s", 1), ..rival(1, 11, Share::EXCLUSIVE) }]), 0);
+    run.tell(all(20, &[own(1, 11, Share::EXCLUSIVE)]), 0);
     let deletes = run.deletes.unwrap().writes;
     assert!(deletes.contains(&Write::Delete(Range::One(key("s", 1)))), "{deletes:?}");
 }
@@ -411,13 +450,13 @@ fn a_lock_delay_follows_a_loss_and_no_release() {
     run.acquire(request(1, 600_000), 0);
     run.lands_behind(&line, 0);
     let mut seen = line.to_vec();
-    seen.push(Entry { key: key("s", 1), ..rival(1, 11, Share::EXCLUSIVE) });
+    seen.push(own(1, 11, Share::EXCLUSIVE));
     run.tell(all(12, &seen), 0);
     // The second goes before its turn: nobody need wait for what never held the lock.
     run.tell(gone(key("other", 2), 13), 1_000);
     assert_eq!(granted(&run.tell(gone(key("other", 1), 14), 2_000)), [], "lost");
-    assert_eq!(granted(&run.tell(Input::Tick { believed: 0 }, 1_999 + DELAY)), []);
-    assert!(is_granted(&run.tell(Input::Tick { believed: 0 }, 2_000 + DELAY), 1));
+    assert_eq!(granted(&run.tell(tick(), 1_999 + DELAY)), []);
+    assert!(is_granted(&run.tell(tick(), 2_000 + DELAY), 1));
     let deletes = run.deletes.unwrap().writes;
     for shadow in [shadow_key("other", 1), shadow_key("other", 2)] {
         assert!(deletes.contains(&Write::Delete(Range::One(shadow))), "cleared away");
@@ -441,7 +480,7 @@ fn a_deletion_is_sent_until_it_is_known_and_a_release_may_be_repeated() {
     assert!(failed.is_empty(), "nobody is told what is not known");
     let again = run.machine.wake_at().unwrap();
     assert_eq!(again, machine::RETRY);
-    run.tell(Input::Tick { believed: 0 }, again);
+    run.tell(tick(), again);
     let told = run.frees(again);
     assert_eq!(reply(&told, 1_000_001), Some(&Ok(Reply::Released)));
     assert_eq!(reply(&told, 8), Some(&Ok(Reply::Released)));
@@ -475,74 +514,4 @@ fn a_definition_made_anew_ends_the_wait_and_not_the_grant() {
     assert_eq!(reply(&told, 2), Some(&Err(Rejected::Replaced)));
     let renew = Input::Renew { caller: Caller(9), token: Token(1), believed: 0 };
     assert!(run.step(renew, 1).is_ok());
-}
-
-fn stood(number: u64, revision: i64, share: Share, gone: Option<u64>) -> Stood {
-    Stood { revision, who: ("s".into(), number), place: 0, share, gone }
-}
-
-fn grant(revision: i64, from: u64, to: u64) -> Grant {
-    Grant {
-        caller: ("a".into(), 0),
-        fence: Fence::new(revision, 0, 0).unwrap().get(),
-        from,
-        to,
-        session_alive: true,
-        definition_in_force: true,
-    }
-}
-
-/// Two readers together, a writer after them, and one who waited in vain for the writer.
-fn good() -> History {
-    History {
-        stood: vec![
-            stood(1, 1, Share::READER, Some(300)),
-            stood(2, 2, Share::READER, Some(200)),
-            stood(3, 3, Share::EXCLUSIVE, Some(900)),
-            stood(4, 4, Share::READER, Some(800)),
-        ],
-        grants: vec![grant(2, 100, 200), grant(1, 110, 290), grant(3, 310, 880)],
-        accepted: vec![1 << 10, 3 << 10],
-        waits: vec![Wait { who: ("s".into(), 4), from: 250, to: 800 }],
-        forged: Vec::new(),
-    }
-}
-
-#[test]
-fn each_invariant_finds_the_history_that_breaks_it() {
-    assert_eq!(line::all(&good(), 0, 100), Ok(()));
-    type Spoil = fn(&mut History);
-    let spoils: [(&str, Spoil); 13] = [
-        ("L1", |history| history.grants[1].to = 311),
-        ("L1", |history| history.stood[0].share = Share::EXCLUSIVE),
-        ("L2", |history| history.grants[1].fence = history.grants[0].fence),
-        ("L2", |history| history.grants[2].fence += 9 << 10),
-        ("L2", |history| history.stood[1].revision = 1),
-        ("L3", |history| history.accepted.reverse()),
-        ("L4", |history| history.grants[0].session_alive = false),
-        ("L4", |history| history.grants[0].definition_in_force = false),
-        ("L5", |history| history.stood[2].gone = Some(600)),
-        ("L5", |history| history.waits[0].to = 5_000),
-        ("L6", |history| history.grants[2] = grant(3, 10, 20)),
-        ("L6", |history| history.grants[0].from = 900),
-        ("L7", |history| history.forged.push("a renewal".into())),
-    ];
-    for (broken, spoil) in spoils {
-        let mut history = good();
-        spoil(&mut history);
-        let found = line::all(&history, 0, 100).map_or_else(|found| found, |()| "nothing".into());
-        assert!(found.starts_with(broken), "{broken} is to find it, not: {found}");
-    }
-}
-
-#[test]
-fn a_place_that_is_gone_while_its_holder_relies_on_it_is_found() {
-    assert_eq!(line::l7_nothing_taken(&good(), 0), Ok(()));
-    let taken: [fn(&mut History); 2] =
-        [|history| history.grants[2].to = 901, |history| history.stood[1].gone = Some(199)];
-    for spoil in taken {
-        let mut history = good();
-        spoil(&mut history);
-        assert!(line::l7_nothing_taken(&history, 0).is_err());
-    }
 }

@@ -128,7 +128,7 @@ impl Fair {
     pub(super) fn advance(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.disbelieve(now, effects);
         self.take_turns(now, effects);
-        if self.joining.is_none() && now.monotonic >= self.retry_at {
+        if self.joining.is_none() && now.monotonic >= self.join_at() {
             self.join(now, effects);
         }
         if self.freeing.is_empty() && !self.leaving.is_empty() && now.monotonic >= self.free_at {
