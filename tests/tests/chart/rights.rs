@@ -179,7 +179,7 @@ async fn the_operator_can_do_nothing_that_it_does_not_do() {
     let here = release.namespace.name();
     let client = release.client(&release.user("operator")).await;
     let lease = format!("{here}-operator");
-    let etcd = format!("{here}-etcd");
+    let (etcd, authority) = (format!("{here}-etcd"), format!("{here}-ca"));
     for (verb, resource, namespace, name, expected) in [
         ("watch", "locks.concordat.dev", "", "", true),
         ("patch", "queues.concordat.dev", "shop", "a", true),
@@ -199,6 +199,8 @@ async fn the_operator_can_do_nothing_that_it_does_not_do() {
         ("list", "secrets", "shop", "", false),
         ("watch", "secrets", "", "", false),
         ("get", "secrets", here, "password", false),
+        ("update", "secrets", here, &*authority, true),
+        ("patch", "secrets", here, &*authority, false),
         ("get", "pods", "shop", "a", false),
         ("create", "pods", "shop", "", false),
         ("create", "pods/exec", "shop", "a", false),
