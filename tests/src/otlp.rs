@@ -13,9 +13,20 @@ use opentelemetry_proto::tonic::{
     trace::v1::{self, span::SpanKind, status::StatusCode},
 };
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use rustls::{
+    ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status};
+
+use crate::kube::pki::{Authority, Identity};
 
 /// Where a collector's one method is.
 const PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
@@ -83,6 +94,33 @@ impl Collector {
         let router = Router::new().route_service(PATH, service);
         tokio::spawn(concordat_sidecar::serve::serve(listener, router, end.clone()));
         Ok(Self { endpoint, received, _end: end.drop_guard() })
+    }
+
+    /// One that is asked by TLS, as `localhost` of this authority.
+    pub async fn start_of(authority: &Authority) -> Result<Self> {
+        let collector = Self::start().await?;
+        let plain = collector.endpoint.trim_start_matches("http://").to_owned();
+        let Identity { certificate, key } = authority.server()?;
+        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let endpoint = format!("https://localhost:{}", listener.local_addr()?.port());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, plain) = (acceptor.clone(), plain.clone());
+                tokio::spawn(async move {
+                    let mut from = acceptor.accept(stream).await?;
+                    copy_bidirectional(&mut from, &mut TcpStream::connect(plain).await?).await
+                });
+            }
+        });
+        Ok(Self { endpoint, ..collector })
     }
 
     /// All that came so far, in the order of its coming.

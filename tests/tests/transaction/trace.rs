@@ -1,10 +1,11 @@
 //! What a client traces goes on at the participants, whoever coordinates.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 use anyhow::{Context, Result, ensure};
 use concordat_tests::{
     etcd::Etcd,
+    kube::pki::Authority,
     otlp::{Collector, Span},
     process::eventually,
 };
@@ -141,6 +142,33 @@ async fn a_transfer_is_one_trace_from_the_request_to_every_callback() -> Result<
         assert_eq!((fields[1], fields[3]), (silent.as_str(), "00"), "{call:?}");
         ensure!(fields[2] != SPAN, "{call:?}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_collector_is_told_by_tls_where_its_authority_is_known() -> Result<()> {
+    let (etcd, authority, folder) = (Etcd::start().await?, Authority::new()?, tempfile::tempdir()?);
+    let collector = Collector::start_of(&authority).await?;
+    let mut world = World::new(&etcd, "encrypted").await?;
+    world.collector = Some(collector.endpoint.clone());
+    let (known, another) = (folder.path().join("known"), folder.path().join("another"));
+    fs::write(&known, &authority.certificate)?;
+    fs::write(&another, &Authority::new()?.certificate)?;
+    world.collector_ca = Some(known);
+    let (_p, _q) = (world.start("p", "").await?, world.start("q", "").await?);
+    world.collector_ca = Some(another);
+    let mut c = world.start("c", "").await?;
+    world.begin_traced(&c, "t1", &format!("00-{TRACE}-{SPAN}-01")).await;
+    world.finished(&c, "t1").await?;
+    eventually("both participants export it", async || {
+        let spans = collector.trace(TRACE);
+        let steps = commits(&spans);
+        ensure!(steps.contains(&("p", "acknowledge")) && steps.contains(&("q", "acknowledge")), "{steps:?}");
+        Ok(())
+    })
+    .await?;
+    c.process.says("traces are not exported").await?;
+    assert!(collector.spans().iter().all(|span| span.of("k8s.pod.name") != c.name));
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! A namespace on a real etcd, with real sidecars and apps that take part.
 
 use std::{
+    path::PathBuf,
     process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -54,6 +55,8 @@ pub(crate) struct World {
     pub(crate) q: App,
     /// Where sidecars export traces to, if anywhere.
     pub(crate) collector: Option<String>,
+    /// The file of the authority that signed its certificate, if any.
+    pub(crate) collector_ca: Option<PathBuf>,
     started: AtomicUsize,
 }
 
@@ -83,6 +86,7 @@ impl World {
             p: App::start().await?,
             q: App::start().await?,
             collector: None,
+            collector_ca: None,
             started: AtomicUsize::new(0),
         };
         world.define(&settings()).await?;
@@ -120,6 +124,9 @@ impl World {
             .env("FAILPOINTS", failpoints);
         if let Some(collector) = &self.collector {
             command.args(["--otlp-endpoint", collector]).env("OTEL_BSP_SCHEDULE_DELAY", "50");
+        }
+        if let Some(file) = &self.collector_ca {
+            command.arg("--otlp-ca-file").arg(file);
         }
         if !failpoints.is_empty() {
             command.args(["--session-ttl", "3s"]);
