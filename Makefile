@@ -36,7 +36,17 @@ check: tools ## Formatting and lints, warnings denied
 
 .PHONY: test
 test: check alerts kubernetes node cert-manager images dapr ## Everything, as root: lints, unit, property, model, differential, process, API-server and node tests
-	cargo test --locked --workspace --no-fail-fast --features concordat-tests/node
+	cargo test --locked --workspace --no-run
+	$(NODE_TESTS) --no-run
+	$(MAKE) --no-print-directory --keep-going --jobs=2 tests-anywhere tests-on-node
+
+# The tests on the node wait more than they work, and so run beside the others; what they said is shown at their end.
+NODE_TESTS := cargo test --locked --workspace --features concordat-tests/node --test node
+.PHONY: tests-anywhere tests-on-node
+tests-anywhere:
+	cargo test --locked --workspace --no-fail-fast
+tests-on-node:
+	@said=$$(mktemp); $(NODE_TESTS) >$$said 2>&1; result=$$?; cat $$said; rm $$said; exit $$result
 
 .PHONY: kubernetes
 kubernetes: ## Builds the kube-apiserver and the helm that tests run (once, from Go modules)
