@@ -41,10 +41,11 @@ test: check alerts kubernetes node cert-manager images dapr ## Everything, as ro
 	$(MAKE) --no-print-directory --keep-going --jobs=2 tests-anywhere tests-on-node
 
 # The tests on the node wait more than they work, and so run beside the others; what they said is shown at their end.
-NODE_TESTS := cargo test --locked --workspace --features concordat-tests/node --test node
+# rustdoc would complain that it may not share make's jobs.
+NODE_TESTS := MAKEFLAGS= cargo test --locked --workspace --features concordat-tests/node --test node
 .PHONY: tests-anywhere tests-on-node
 tests-anywhere:
-	cargo test --locked --workspace --no-fail-fast
+	MAKEFLAGS= cargo test --locked --workspace --no-fail-fast
 tests-on-node:
 	@said=$$(mktemp); $(NODE_TESTS) >$$said 2>&1; result=$$?; cat $$said; rm $$said; exit $$result
 

@@ -1,5 +1,4 @@
-//! Group commit: plans that wait go to etcd together, as transactions inside one transaction, and each gets its own
-//! answer.
+//! Group commit: plans that wait go to etcd together, in one transaction, and each gets its own answer.
 //!
 //! Everything here is pure: [`Batcher`] says what is to be asked of etcd and is told what etcd said. The store runs it
 //! on etcd, the tests run it on the model of etcd.
@@ -8,6 +7,7 @@ mod batcher;
 mod dialogue;
 mod flight;
 mod footprint;
+mod form;
 mod lower;
 mod marker;
 mod resolve;

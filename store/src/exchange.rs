@@ -45,8 +45,13 @@ pub(crate) type Found = Vec<(Key, Item<Record>)>;
 impl Exchange {
     /// Runs a transaction; answers also the revision after it.
     pub(crate) async fn txn(&self, purpose: Purpose, txn: &Txn) -> Result<(TxnAnswer, i64), Refusal> {
+        self.plans(purpose, txn, 1).await
+    }
+
+    /// Runs a transaction of so many plans; answers also the revision after it.
+    async fn plans(&self, purpose: Purpose, txn: &Txn, plans: usize) -> Result<(TxnAnswer, i64), Refusal> {
         let before = self.memory.as_ref().map(|memory| memory.last());
-        let response = self.raw(purpose, txn).await?;
+        let response = self.raw(purpose, txn, plans).await?;
         let header = response.header.unwrap_or_default();
         let (cluster, revision) = (header.cluster_id, header.revision);
         if let (Some(memory), Some(before)) = (&self.memory, before)
@@ -58,9 +63,13 @@ impl Exchange {
     }
 
     /// Runs a transaction, whatever its answer says of this process's memory of etcd.
-    pub(crate) async fn raw(&self, purpose: Purpose, txn: &Txn) -> Result<PbTxnResponse, Refusal> {
-        let mut counts = wire::count(txn);
-        counts.plans = counts.plans.max(1);
+    pub(crate) async fn raw(
+        &self,
+        purpose: Purpose,
+        txn: &Txn,
+        plans: usize,
+    ) -> Result<PbTxnResponse, Refusal> {
+        let counts = Counts { plans, ..wire::count(txn) };
         let request = |mut kv: KvClient| {
             let txn = wire::txn(&self.namespace, txn);
             async move { kv.txn(txn).await }.boxed()
@@ -71,8 +80,8 @@ impl Exchange {
     /// Does what a flusher is to do.
     pub(crate) async fn told(&self, ask: &Ask<Bytes>) -> Told {
         let told = match ask {
-            Ask::Commit(txn) => {
-                self.txn(Purpose::Commit, txn).await.map(|(answer, at)| Told::Txn(answer, at))
+            Ask::Commit { txn, plans } => {
+                self.plans(Purpose::Commit, txn, *plans).await.map(|(answer, at)| Told::Txn(answer, at))
             }
             Ask::Void(txn) => self.txn(Purpose::Resolve, txn).await.map(|(answer, at)| Told::Txn(answer, at)),
             Ask::ReadAt(ranges) => {

@@ -101,7 +101,7 @@ pub(crate) async fn find(exchange: &Exchange) -> Result<Found, Refusal> {
 async fn read(exchange: &Exchange) -> Result<Found, Refusal> {
     let txn = Txn { then: vec![Op::Get(Range::One(Key::Timeline))], ..Txn::default() };
     // What contradicts the memory is to be judged here, not refused.
-    let response = exchange.raw(Purpose::Session, &txn).await?;
+    let response = exchange.raw(Purpose::Session, &txn, 1).await?;
     let status = exchange.status().await?;
     let (header, of_status) = (response.header.unwrap_or_default(), status.header());
     let same = of_status

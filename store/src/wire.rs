@@ -108,7 +108,7 @@ pub(crate) fn entry((key, item): (Key, Item<Record>)) -> Entry {
     Entry { key, record: item.value, create_revision: item.create_revision, mod_revision: item.mod_revision }
 }
 
-/// What a transaction asks of etcd, counted.
+/// What a transaction asks of etcd, counted, but for the plans it is made of.
 pub(crate) fn count(txn: &Txn) -> Counts {
     let mut counts = Counts::default();
     add(txn, &mut counts);
@@ -125,10 +125,7 @@ fn add(txn: &Txn, counts: &mut Counts) {
             }
             Op::Delete(_) => counts.deletes += 1,
             Op::Get(_) => counts.gets += 1,
-            Op::Txn(inside) => {
-                counts.plans += 1;
-                add(inside, counts);
-            }
+            Op::Txn(inside) => add(inside, counts),
         }
     }
 }

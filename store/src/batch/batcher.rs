@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use super::{
     Abandoned, Ask, BatchRules, FLUSHERS, MAX_BYTES, MAX_OPERATIONS, Marker, Occupied, Prepared, Settled,
     Step, Told,
-    flight::{Flight, Stage, Waiting, reason, revision_of},
+    flight::{Flight, Learned, Stage, Waiting, reason, revision_of},
+    form::Form,
     resolve::{self, Fate},
-    shared::Shared,
 };
 use crate::{CommitError, Refusal};
 
@@ -23,7 +23,7 @@ pub struct Batcher<V, T> {
     flights: [Flight<V, T>; FLUSHERS],
     next: u64,
     ended: bool,
-    no_space: bool,
+    learned: Learned,
 }
 
 impl<V: Clone, T> Batcher<V, T> {
@@ -33,11 +33,11 @@ impl<V: Clone, T> Batcher<V, T> {
             marker,
             stage: Stage::Idle,
             plans: Vec::new(),
-            shared: Shared::default(),
+            form: Form::default(),
             parts: Vec::new(),
             occupied: Occupied::default(),
         });
-        Self { rules, waiting: VecDeque::new(), flights, next: 0, ended: false, no_space: false }
+        Self { rules, waiting: VecDeque::new(), flights, next: 0, ended: false, learned: Learned::default() }
     }
 
     /// Queues a plan; answers its number, or gives the ticket back with what is wrong.
@@ -114,7 +114,7 @@ impl<V: Clone, T> Batcher<V, T> {
         for one in &batch {
             flight.occupied.add(&one.plan.footprint);
         }
-        Some(flight.send(batch, self.rules, self.no_space))
+        Some(flight.send(batch, self.rules, &mut self.learned))
     }
 
     /// Takes from the queue, in its order, what may go together: independent of each other, of what is in flight, and
@@ -131,7 +131,8 @@ impl<V: Clone, T> Batcher<V, T> {
             let fits =
                 batch.is_empty() || (batch.len() + 2 + operations <= MAX_OPERATIONS && size <= MAX_BYTES);
             // Without space what puts is refused, and must not take along what does not.
-            let alike = !self.no_space || batch.first().is_none_or(|first| first.plan.puts == one.plan.puts);
+            let alike =
+                !self.learned.no_space || batch.first().is_none_or(|first| first.plan.puts == one.plan.puts);
             let clear = (!self.rules.independent_inside
                 || (inside.independent(footprint) && !inside.shares_alone(footprint)))
                 && passed_by.independent(footprint)
@@ -166,7 +167,7 @@ impl<V: Clone, T> Batcher<V, T> {
         let flight = &mut self.flights[flusher];
         match (flight.stage, told) {
             (Stage::Sent { marked }, Told::Txn(answer, revision)) => {
-                flight.landed(marked, answer, revision, &mut self.no_space, &mut step);
+                flight.landed(marked, answer, revision, &mut self.learned, &mut step);
             }
             (Stage::Sent { marked }, Told::Refused(refusal)) => {
                 self.refused(flusher, marked, refusal, &mut step);
@@ -213,7 +214,7 @@ impl<V: Clone, T> Batcher<V, T> {
     fn proceed(&mut self, flusher: usize, step: &mut Step<V, T>) {
         let flight = &mut self.flights[flusher];
         match flight.parts.pop() {
-            Some(part) => step.ask = Some(flight.send(part, self.rules, self.no_space)),
+            Some(part) => step.ask = Some(flight.send(part, self.rules, &mut self.learned)),
             None => {
                 flight.stage = Stage::Idle;
                 flight.occupied.clear();
@@ -241,7 +242,7 @@ impl<V: Clone, T> Batcher<V, T> {
                 self.wait_again(plans, step);
             }
             Refusal::NoSpace => {
-                self.no_space = true;
+                self.learned.no_space = true;
                 let (puts, deletes): (Vec<_>, Vec<_>) = flight.plans.drain(..).partition(|one| one.plan.puts);
                 let error = CommitError::NotApplied("etcd has no space".into());
                 step.settled.extend(puts.into_iter().map(|one| one.settle(Err(error.clone()))));

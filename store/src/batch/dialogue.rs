@@ -12,7 +12,12 @@ use crate::{CommitError, Refusal};
 #[derive(Clone, Debug)]
 pub enum Ask<V> {
     /// Run a transaction that commits plans.
-    Commit(Txn<Key, Range, V>),
+    Commit {
+        /// The transaction.
+        txn: Txn<Key, Range, V>,
+        /// How many plans.
+        plans: usize,
+    },
     /// Run a transaction that makes one void.
     Void(Txn<Key, Range, V>),
     /// Every change of these two keys after the revision, up to the first one's deletion.

@@ -5,7 +5,7 @@ use concordat_protocol::{
     etcd::{OpAnswer, TxnAnswer},
 };
 
-use super::{Ask, BatchRules, Marker, Occupied, Prepared, Settled, Step, resolve, shared::Shared};
+use super::{Ask, BatchRules, Marker, Occupied, Prepared, Settled, Step, form::Form, resolve};
 use crate::{CommitError, Refusal};
 
 /// A plan and who waits for it.
@@ -24,13 +24,26 @@ pub(super) struct Flight<V, T> {
     pub(super) marker: Marker<V>,
     pub(super) stage: Stage,
     pub(super) plans: Vec<Waiting<V, T>>,
-    /// What is compared for all of them at once.
-    pub(super) shared: Shared,
+    /// How they stand in its transaction.
+    pub(super) form: Form,
     /// Further parts of a batch that etcd refused, to be sent before anything else.
     pub(super) parts: Vec<Vec<Waiting<V, T>>>,
     /// The footprints of `plans` and `parts`.
     pub(super) occupied: Occupied,
 }
+
+/// What etcd's answers have taught about those to come.
+#[derive(Debug, Default)]
+pub(super) struct Learned {
+    /// etcd has no space.
+    pub(super) no_space: bool,
+    /// So many batches of several plans are not to go flat.
+    pub(super) wary: u32,
+}
+
+/// How many batches of several plans do not go flat after one was refused: where refusals come all the time a round trip
+/// more is paid for one batch of so many.
+const WARY: u32 = 16;
 
 /// What a flusher waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,20 +61,35 @@ pub(super) enum Stage {
 }
 
 impl<V: Clone, T> Flight<V, T> {
-    pub(super) fn send(&mut self, batch: Vec<Waiting<V, T>>, rules: BatchRules, no_space: bool) -> Ask<V> {
+    pub(super) fn send(
+        &mut self,
+        batch: Vec<Waiting<V, T>>,
+        rules: BatchRules,
+        learned: &mut Learned,
+    ) -> Ask<V> {
         let puts = batch.iter().any(|one| one.plan.puts);
-        let marked = rules.marker && (puts || !no_space);
-        // Without a marker it would not be known why a batch was refused.
-        let shares = marked && batch.len() > 1;
-        self.shared = if shares { Shared::of(batch.iter().map(|one| &one.plan)) } else { Shared::default() };
+        let marked = rules.marker && (puts || !learned.no_space);
         self.plans = batch;
         self.stage = Stage::Sent { marked };
+        let plans = self.prepared();
+        // Without a marker it would not be known why a batch was refused.
+        self.form = if marked { Form::of(&plans, learned.wary == 0) } else { Form::each_for_itself(&plans) };
+        if self.plans.len() > 1 {
+            learned.wary = learned.wary.saturating_sub(1);
+        }
         self.commit()
     }
 
+    fn prepared(&self) -> Vec<&Prepared<V>> {
+        self.plans.iter().map(|one| &one.plan).collect()
+    }
+
     fn commit(&self) -> Ask<V> {
-        let plans: Vec<&Prepared<V>> = self.plans.iter().map(|one| &one.plan).collect();
-        Ask::Commit(self.marker.commit(&plans, self.stage == Stage::Sent { marked: true }, &self.shared))
+        let mut txn = self.form.txn(&self.prepared());
+        if self.stage == (Stage::Sent { marked: true }) {
+            self.marker.mark(&mut txn);
+        }
+        Ask::Commit { txn, plans: self.plans.len() }
     }
 
     /// What the stage asks, once more or for the first time.
@@ -85,23 +113,23 @@ impl<V: Clone, T> Flight<V, T> {
         marked: bool,
         answer: TxnAnswer<Key, Record>,
         revision: i64,
-        no_space: &mut bool,
+        learned: &mut Learned,
         step: &mut Step<V, T>,
     ) {
-        let alone = self.plans.len() == 1;
         let TxnAnswer { held, mut answers } = answer;
         if marked && held {
             self.marker.revision = revision;
-            *no_space = false;
+            learned.no_space = false;
         }
         if marked && !held {
-            // The plan's compares failed, or those that are shared, or the marker's: the session is over.
+            // The plan's compares failed, or one by which all are bound, or the marker's: the session is over.
             match answers.pop().map_or(0, revision_of) {
                 0 => return self.settle(&Err(CommitError::SessionEnded), step),
                 revision if revision == self.marker.revision => {
-                    // What they share does not hold: which of them minds shows when each compares for itself.
-                    if !self.shared.is_empty() {
-                        self.shared = Shared::default();
+                    // Which of them it is that does not hold shows when each compares for itself.
+                    if self.form.binds() {
+                        self.form = Form::each_for_itself(&self.prepared());
+                        learned.wary = WARY;
                         step.ask = self.ask_again();
                         return;
                     }
@@ -114,17 +142,11 @@ impl<V: Clone, T> Flight<V, T> {
                 }
             }
         }
-        if alone {
-            if let Some(one) = self.plans.pop() {
-                let answer = one.plan.answer(held, answers, revision);
-                step.settled.push(one.settle(answer));
-            }
-            return;
-        }
+        let answers = self.form.answers(&self.prepared(), TxnAnswer { held, answers });
         for (one, answer) in self.plans.drain(..).zip(answers) {
             let answer = match answer {
-                OpAnswer::Txn(TxnAnswer { held, answers }) => one.plan.answer(held, answers, revision),
-                _ => Err(CommitError::Unknown("etcd answered something else than was asked".into())),
+                Some(TxnAnswer { held, answers }) => one.plan.answer(held, answers, revision),
+                None => Err(CommitError::Unknown("etcd answered something else than was asked".into())),
             };
             step.settled.push(one.settle(answer));
         }

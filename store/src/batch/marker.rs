@@ -5,8 +5,6 @@ use concordat_protocol::{
     etcd::{Compare, Op, Relation, Target, Txn},
 };
 
-use super::{Prepared, shared::Shared};
-
 /// A flusher's marker: a key under the session's lease that every batch of the flusher changes, and compares.
 #[derive(Clone, Debug)]
 pub struct Marker<V> {
@@ -23,30 +21,11 @@ pub struct Marker<V> {
 }
 
 impl<V: Clone> Marker<V> {
-    /// The transaction of a batch: a plan that is alone stands as it is, several stand inside, and what is shared is
-    /// compared once for all of them.
-    pub(super) fn commit<'a>(
-        &self,
-        plans: &[&'a Prepared<V>],
-        marked: bool,
-        shared: &Shared,
-    ) -> Txn<Key, Range, V>
-    where
-        V: 'a,
-    {
-        let mut txn = match plans {
-            [plan] => plan.txn.clone(),
-            plans => {
-                let then = plans.iter().map(|plan| Op::Txn(shared.without(plan))).collect();
-                Txn { compares: shared.compares(), then, or_else: Vec::new() }
-            }
-        };
-        if marked {
-            txn.compares.push(self.unchanged());
-            txn.then.push(self.put(&self.key));
-            txn.or_else.push(Op::Get(Range::One(self.key.clone())));
-        }
-        txn
+    /// Makes a transaction the batch after which the marker has changed.
+    pub(super) fn mark(&self, txn: &mut Txn<Key, Range, V>) {
+        txn.compares.push(self.unchanged());
+        txn.then.push(self.put(&self.key));
+        txn.or_else.push(Op::Get(Range::One(self.key.clone())));
     }
 
     /// The transaction after which no batch that is on its way can land any more. It tells itself from a batch by

@@ -1,6 +1,5 @@
 //! What several plans of a batch compare alike: the definition, the session, the guard of a lease. Compared once for all
-//! of them it costs etcd once; when it does not hold the batch is refused as a whole, and goes again with each plan
-//! comparing for itself.
+//! of them it costs etcd once.
 
 use std::collections::{HashMap, HashSet};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use concordat_protocol::{
     Answer, Key, Lease, Range, Record, SessionId,
-    etcd::{Item, Op, OpAnswer, Refused, Relation, Target, Txn, TxnAnswer},
+    etcd::{self, Item, Op, OpAnswer, Refused, Relation, Target, Txn, TxnAnswer},
     record,
 };
 use concordat_store::{
@@ -181,7 +181,7 @@ impl World {
     }
 
     fn send(&mut self, client: usize, flusher: usize, ask: Ask<Record>) -> Result<(), String> {
-        if let Ask::Commit(txn) = &ask {
+        if let Ask::Commit { txn, .. } = &ask {
             let alone =
                 tickets(txn).filter(|ticket| self.submitted[*ticket].prepared.footprint.alone.is_some());
             if self.rules.independent_inside && alone.count() > 1 {
@@ -275,7 +275,7 @@ impl World {
     /// etcd does what it is asked, and so does the serial execution, one plan after the other.
     fn run(&mut self, ask: &Ask<Record>) -> Result<Told, String> {
         Ok(match ask {
-            Ask::Commit(txn) => match self.etcd.txn(txn) {
+            Ask::Commit { txn, .. } => match self.etcd.txn(txn) {
                 Ok(answer) => {
                     self.execute(txn, &answer);
                     Told::Txn(answer, self.etcd.revision())
@@ -324,9 +324,9 @@ impl World {
             .compares
             .iter()
             .find(|one| matches!(one.key, Key::Marker { .. }) && one.target == Target::ModRevision);
-        // Of a refused batch its marker may have been as it expected: then its one plan did not hold, or something that
-        // several plans share, and none of these was tried.
-        let several = txn.then.iter().any(|op| matches!(op, Op::Txn(_)));
+        // Of a refused batch its marker may have been as it expected: then its one plan did not hold, or something by
+        // which several plans are bound, and none of these was tried.
+        let several = tickets(txn).count() > 1;
         let expected = marker.is_none_or(|marker| match answer.answers.last() {
             _ if answer.held => true,
             Some(OpAnswer::Got(items)) => {
@@ -423,19 +423,18 @@ fn agrees((held, found): &Shown, answer: &Answer) -> bool {
     *held == answer.held && reads.zip(found).all(|(read, found)| read.eq(found.iter().cloned()))
 }
 
-/// The plans that a commit carries, in its order.
+/// The plans that a commit carries, in its order: side by side, or inside.
 fn tickets(txn: &Request) -> impl Iterator<Item = usize> + '_ {
-    let ticket = |txn: &Request| {
-        txn.compares.iter().find_map(|compare| match &compare.key {
-            Key::Transaction(id) => {
-                id.as_str().strip_prefix("ticket-").and_then(|number| number.parse().ok())
-            }
+    let of = |txn: &'_ Request| {
+        let ticket = |compare: &etcd::Compare<Key>| match &compare.key {
+            Key::Transaction(id) => id.as_str().strip_prefix("ticket-")?.parse().ok(),
             _ => None,
-        })
+        };
+        txn.compares.iter().filter_map(ticket).collect::<Vec<_>>()
     };
-    let inside = txn.then.iter().filter_map(move |op| match op {
-        Op::Txn(txn) => ticket(txn),
-        _ => None,
+    let inside = txn.then.iter().flat_map(move |op| match op {
+        Op::Txn(txn) => of(txn),
+        _ => Vec::new(),
     });
-    ticket(txn).into_iter().chain(inside)
+    of(txn).into_iter().chain(inside)
 }

@@ -1,4 +1,5 @@
-//! Without Helm's hand on it: `kubectl apply` of the definitions and of what the chart says, with three members of etcd.
+//! Without Helm's hand on it: `kubectl apply` of the definitions and of what the chart says, with three members of etcd
+//! of which one goes, all roll, and all get another authority.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -7,6 +8,7 @@ use concordat_tests::{
     node::{Node, is_ready, until},
     process::eventually,
 };
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt};
 use tokio::task::LocalSet;
@@ -15,16 +17,19 @@ use crate::{
     bank::Bank,
     installation::{CHART, Installation, PLAIN, RELEASE, set},
     kubectl::Plugin,
+    renewal::{patiently, texts},
     traffic::{Held, Traffic},
 };
 
 const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/");
 /// What a cluster of one small node has not got: three nodes, and room.
-const SMALL: [&str; 4] = [
+const SMALL: [&str; 5] = [
     "etcd.affinity=null",
     "etcd.persistence.size=8Gi",
     "etcd.resources.requests.cpu=50m",
     "etcd.resources.requests.memory=128Mi",
+    // Longer than the kubelet takes to bring a Secret to a pod.
+    "pki.operator.turnPause=30s",
 ];
 
 #[tokio::test]
@@ -48,6 +53,8 @@ async fn story() -> Result<()> {
 
     let mut made = BTreeMap::new();
     members_go(&installation, &bank, &mut made).await?;
+    authority_turns(&installation, &bank, &mut made).await?;
+    plugin.finds("ok", "etcd members", "3 of 3 ready").await?;
 
     take_away(&installation).await?;
     installation.left_nothing().await?;
@@ -101,6 +108,39 @@ async fn members_go(
     // The webhook is trusted still.
     bank.roll("worker").await?;
     traffic.goes_on(2).await?;
+    held.let_go(bank).await?;
+    traffic.holds(made).await
+}
+
+/// Somebody asks for another authority: members are started anew for it one by one, and two of three go on all the time.
+async fn authority_turns(
+    installation: &Installation<'_>,
+    bank: &Rc<Bank>,
+    made: &mut BTreeMap<String, i64>,
+) -> Result<()> {
+    let held = Held::take(bank).await?;
+    let traffic = Traffic::start(bank, "authority");
+    let members: Api<Pod> = Api::namespaced(installation.node.client().await?, PLAIN);
+    let uids = async || {
+        let of = async |member| anyhow::Ok(members.get(&format!("concordat-etcd-{member}")).await?.uid());
+        anyhow::Ok([of(0).await?, of(1).await?, of(2).await?])
+    };
+    let before = uids().await?;
+    let old = texts(installation, PLAIN, "concordat-ca").await?;
+    let now = Timestamp::from_second(Timestamp::now().as_second() + 1)?;
+    let distrust = format!("concordat.dev/distrust-before={now}");
+    installation.kubectl(&["annotate", "secret", "concordat-ca", &distrust]).await?;
+    patiently("another one alone is trusted", async || {
+        let ca = texts(installation, PLAIN, "concordat-ca").await?;
+        ensure!(ca["tls.crt"] != old["tls.crt"] && ca["ca.crt"] == ca["tls.crt"], "it is not");
+        Ok(())
+    })
+    .await?;
+    // For it alone they are started once more.
+    installation.rolled_out("statefulset/concordat-etcd").await?;
+    traffic.goes_on(3).await?;
+    let after = uids().await?;
+    ensure!(before.iter().zip(&after).all(|(before, after)| before != after), "{before:?} are still there");
     held.let_go(bank).await?;
     traffic.holds(made).await
 }

@@ -220,7 +220,7 @@ async fn trust_nobody_else(
 }
 
 /// [`eventually`], for what takes some pauses more.
-async fn patiently<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+pub(crate) async fn patiently<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T> {
     for _ in 0..2 {
         if let Ok(value) = eventually(what, &mut attempt).await {
             return Ok(value);

@@ -40,8 +40,9 @@ async fn plans_that_wait_go_together_and_each_gets_its_own_answer() {
     let held: Vec<bool> = answers.into_iter().map(|answer| answer.unwrap().held).collect();
     assert!(held[..100].iter().all(|held| *held), "first come, first served");
     assert!(held[100..].iter().all(|held| !*held), "one each");
+    // The second hundred went once as if they held, and then each for itself; the third did so at once.
     let sent = counting.take(Purpose::Commit);
-    assert_eq!(sent.iter().map(|counts| counts.plans).sum::<usize>(), 300);
+    assert_eq!(sent.iter().map(|counts| counts.plans).sum::<usize>(), 400);
     assert!(sent.len() <= 8, "{} requests", sent.len());
     let (keys, _) = store.list_keys(Range::Locks).await.unwrap();
     assert_eq!(keys.len(), 100);
@@ -70,6 +71,39 @@ async fn a_commit_is_one_request_with_nothing_but_the_plan_its_guard_and_the_mar
 }
 
 #[tokio::test]
+async fn plans_that_hold_cost_what_they_put_and_compare_and_one_marker() {
+    let etcd = Etcd::start().await.unwrap();
+    let (store, counting) = counted(etcd.endpoint(0)).await;
+    let session = store.session().id;
+    counting.take(Purpose::Commit);
+    let names: Vec<String> = (0..50).map(|number| format!("k{number}")).collect();
+    let answers = join_all(names.iter().map(|name| store.commit(acquire(&session, name)))).await;
+    assert!(answers.into_iter().all(|answer| answer.unwrap().held));
+    let sent = counting.take(Purpose::Commit);
+    assert_eq!(sent.len(), 1);
+    assert_eq!(
+        Counts { bytes: 0, ..sent[0] },
+        Counts { plans: 50, compares: 50 + 2, puts: 50 + 1, gets: 1, ..Counts::default() }
+    );
+}
+
+#[tokio::test]
+async fn where_a_plan_does_not_hold_time_and_again_one_batch_of_seventeen_goes_twice() {
+    let etcd = Etcd::start().await.unwrap();
+    let (store, counting) = counted(etcd.endpoint(0)).await;
+    let session = store.session().id;
+    assert!(store.commit(acquire(&session, "held")).await.unwrap().held);
+    counting.take(Purpose::Commit);
+    for round in 0..18 {
+        let name = format!("free-{round}");
+        let (held, free) =
+            tokio::join!(store.commit(acquire(&session, "held")), store.commit(acquire(&session, &name)));
+        assert_eq!((held.unwrap().held, free.unwrap().held), (false, true));
+    }
+    assert_eq!(counting.take(Purpose::Commit).len(), 18 + 2);
+}
+
+#[tokio::test]
 async fn a_dead_lease_fails_nobody_else() {
     let etcd = Etcd::start().await.unwrap();
     let (store, counting) = counted(etcd.endpoint(0)).await;
@@ -88,8 +122,9 @@ async fn a_dead_lease_fails_nobody_else() {
     );
     assert!(matches!(dead, Err(CommitError::NotApplied(_))), "{dead:?}");
     assert!(neighbours.into_iter().all(|answer| answer.unwrap().held));
+    // Together, and then each for itself.
     let sent = counting.take(Purpose::Commit);
-    assert_eq!(sent.iter().map(|counts| counts.plans).sum::<usize>(), 21, "nothing was sent twice");
+    assert_eq!(sent.iter().map(|counts| counts.plans).collect::<Vec<_>>(), [21, 21]);
     assert_eq!(revision_of(&store, "dead").await, 0);
 }
 
