@@ -110,18 +110,16 @@ impl<V: Clone, T> Batcher<V, T> {
         if batch.is_empty() {
             return None;
         }
-        let flight = &mut self.flights[flusher];
-        for one in &batch {
-            flight.occupied.add(&one.plan.footprint);
-        }
-        Some(flight.send(batch, self.rules, &mut self.learned))
+        Some(self.flights[flusher].send(batch, self.rules, &mut self.learned))
     }
 
     /// Takes from the queue, in its order, what may go together: independent of each other, of what is in flight, and
     /// of whatever stays behind before it, so that nothing is overtaken by what it would have to wait for.
     fn gather(&mut self, flusher: usize) -> Vec<Waiting<V, T>> {
         let mut batch: Vec<Waiting<V, T>> = Vec::new();
-        let (mut inside, mut passed_by) = (Occupied::default(), Occupied::default());
+        // Nothing occupies a flight that is idle; from here on these do.
+        let mut inside = std::mem::take(&mut self.flights[flusher].occupied);
+        let mut passed_by = Occupied::default();
         let mut passed = Vec::new();
         let (mut largest, mut bytes) = (0, 0);
         while let Some(one) = self.waiting.pop_front() {
@@ -153,6 +151,7 @@ impl<V: Clone, T> Batcher<V, T> {
         for one in passed.into_iter().rev() {
             self.waiting.push_front(one);
         }
+        self.flights[flusher].occupied = inside;
         batch
     }
 
