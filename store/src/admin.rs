@@ -81,6 +81,8 @@ impl Admin {
         let (answer, revision) = match self.exchange(namespace).txn(Purpose::Commit, &txn).await {
             Ok(answered) => answered,
             Err(Refusal::Unknown(why)) => return Err(CommitError::Unknown(why)),
+            // What takes the last of it is applied.
+            Err(Refusal::NoSpace) => return Err(CommitError::Unknown("etcd has no space".into())),
             Err(refusal) => return Err(read::unanswered(refusal)),
         };
         let reads = answer.answers.into_iter().filter_map(|answer| match answer {

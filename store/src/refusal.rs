@@ -13,7 +13,7 @@ pub enum Refusal {
     Compacted,
     /// It has too many bytes or operations; nothing was applied.
     TooLarge,
-    /// etcd has no space; nothing was applied.
+    /// etcd has no space; nothing was applied, unless it took the last of it.
     NoSpace,
     /// etcd's user may not do this; nothing was applied.
     Denied,
@@ -27,7 +27,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// From an error of etcd's client: refused only if the message is one of those that etcd gives before it applies
-    /// anything (`api/v3rpc/rpctypes/error.go`).
+    /// anything (`api/v3rpc/rpctypes/error.go`), or that there is no space.
     pub fn of(error: &Error) -> Self {
         let Error::GRpcStatus(status) = error else {
             return Self::Unknown(error.to_string());

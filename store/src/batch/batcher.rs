@@ -6,7 +6,7 @@ use super::{
     Abandoned, Ask, BatchRules, FLUSHERS, MAX_BYTES, MAX_OPERATIONS, Marker, Occupied, Prepared, Settled,
     Step, Told,
     flight::{Flight, Learned, Stage, Waiting, reason, revision_of},
-    form::Form,
+    form::{Form, Room},
     resolve::{self, Fate},
 };
 use crate::{CommitError, Refusal};
@@ -121,6 +121,7 @@ impl<V: Clone, T> Batcher<V, T> {
         let mut inside = std::mem::take(&mut self.flights[flusher].occupied);
         let mut passed_by = Occupied::default();
         let mut passed = Vec::new();
+        let mut flat = self.learned.hopeful().then(Room::default);
         let (mut largest, mut bytes) = (0, 0);
         while let Some(one) = self.waiting.pop_front() {
             let footprint = &one.plan.footprint;
@@ -136,13 +137,17 @@ impl<V: Clone, T> Batcher<V, T> {
                 && passed_by.independent(footprint)
                 && !passed_by.shares_alone(footprint)
                 && (!self.rules.independent_across || self.clear_of_others(flusher, &one.plan));
-            if fits && alike && clear {
+            if !(fits && alike && clear) {
+                passed_by.add(footprint);
+                passed.push(one);
+            } else if flat.as_mut().is_some_and(|room| !room.takes(&one.plan)) && !batch.is_empty() {
+                // It is better off in the next one, and this one goes flat.
+                self.waiting.push_front(one);
+                break;
+            } else {
                 (largest, bytes) = (operations, size);
                 inside.add(footprint);
                 batch.push(one);
-            } else {
-                passed_by.add(footprint);
-                passed.push(one);
             }
             if passed.len() >= MAX_PASSED || batch.len() + 2 + largest > MAX_OPERATIONS {
                 break;
@@ -179,6 +184,14 @@ impl<V: Clone, T> Batcher<V, T> {
                     resolve::fate(revisions.next().unwrap_or(0), revisions.next().unwrap_or(0))
                 };
                 self.decided(flusher, fate, &mut step);
+            }
+            (Stage::Asking, Told::Read(found)) => {
+                let marker = found.first().and_then(|items| items.first());
+                match marker.map_or(0, |(_, item)| item.mod_revision) {
+                    0 => self.decided(flusher, Fate::Gone, &mut step),
+                    revision if revision == flight.marker.revision => flight.without_space(&mut step),
+                    revision => self.decided(flusher, Fate::Applied(revision), &mut step),
+                }
             }
             (Stage::Tracing, Told::History(changes)) => {
                 match resolve::fate_in_history(&flight.marker, &changes) {
@@ -242,11 +255,11 @@ impl<V: Clone, T> Batcher<V, T> {
             }
             Refusal::NoSpace => {
                 self.learned.no_space = true;
-                let (puts, deletes): (Vec<_>, Vec<_>) = flight.plans.drain(..).partition(|one| one.plan.puts);
-                let error = CommitError::NotApplied("etcd has no space".into());
-                step.settled.extend(puts.into_iter().map(|one| one.settle(Err(error.clone()))));
-                if !deletes.is_empty() {
-                    flight.parts.push(deletes);
+                if marked {
+                    flight.stage = Stage::Asking;
+                    step.ask = flight.ask_again();
+                } else {
+                    flight.without_space(step);
                 }
             }
             refusal if flight.plans.len() == 1 => {

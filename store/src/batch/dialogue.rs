@@ -22,7 +22,7 @@ pub enum Ask<V> {
     Void(Txn<Key, Range, V>),
     /// Every change of these two keys after the revision, up to the first one's deletion.
     History([Key; 2], i64),
-    /// Read each range as it was at the revision.
+    /// Read each range as it was at the revision, 0 for now.
     ReadAt(Vec<(Range, i64)>),
 }
 

@@ -1,7 +1,7 @@
 //! A batch on its way, from its sending to its last answer.
 
 use concordat_protocol::{
-    Answer, Key, Record,
+    Answer, Key, Range, Record,
     etcd::{OpAnswer, TxnAnswer},
 };
 
@@ -41,6 +41,13 @@ pub(super) struct Learned {
     pub(super) wary: u32,
 }
 
+impl Learned {
+    /// Whether what the next plans compare can be expected to hold.
+    pub(super) fn hopeful(&self) -> bool {
+        self.wary == 0
+    }
+}
+
 /// How many batches of several plans do not go flat after one was refused: where refusals come all the time a round trip
 /// more is paid for one batch of so many.
 const WARY: u32 = 16;
@@ -52,6 +59,9 @@ pub(super) enum Stage {
     Idle,
     /// The answer to its batch.
     Sent { marked: bool },
+    /// Whether its batch was applied, which etcd answered that there is no space for: it says so also of what takes the
+    /// last of it, and has applied that (`quotaApplierV3` of `server/etcdserver/apply/quota.go`).
+    Asking,
     /// That its batch is void, or was applied.
     Voiding,
     /// What its marker went through before it was gone.
@@ -73,7 +83,7 @@ impl<V: Clone, T> Flight<V, T> {
         self.stage = Stage::Sent { marked };
         let plans = self.prepared();
         // Without a marker it would not be known why a batch was refused.
-        self.form = if marked { Form::of(&plans, learned.wary == 0) } else { Form::each_for_itself(&plans) };
+        self.form = if marked { Form::of(&plans, learned.hopeful()) } else { Form::each_for_itself(&plans) };
         if self.plans.len() > 1 {
             learned.wary = learned.wary.saturating_sub(1);
         }
@@ -97,6 +107,8 @@ impl<V: Clone, T> Flight<V, T> {
         match self.stage {
             Stage::Idle => None,
             Stage::Sent { .. } => Some(self.commit()),
+            // What is answered is no more on its way, so that a read tells it; and a void would need space.
+            Stage::Asking => Some(Ask::ReadAt(vec![(Range::One(self.marker.key.clone()), 0)])),
             Stage::Voiding => Some(Ask::Void(self.marker.void())),
             Stage::Tracing => {
                 Some(Ask::History([self.marker.key.clone(), self.marker.void.clone()], self.marker.revision))
@@ -149,6 +161,16 @@ impl<V: Clone, T> Flight<V, T> {
                 None => Err(CommitError::Unknown("etcd answered something else than was asked".into())),
             };
             step.settled.push(one.settle(answer));
+        }
+    }
+
+    /// Nothing of the batch was applied for want of space: what only deletes needs none, and goes on.
+    pub(super) fn without_space(&mut self, step: &mut Step<V, T>) {
+        let (puts, deletes): (Vec<_>, Vec<_>) = self.plans.drain(..).partition(|one| one.plan.puts);
+        let error = CommitError::NotApplied("etcd has no space".into());
+        step.settled.extend(puts.into_iter().map(|one| one.settle(Err(error.clone()))));
+        if !deletes.is_empty() {
+            self.parts.push(deletes);
         }
     }
 

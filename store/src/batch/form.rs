@@ -1,6 +1,6 @@
 //! How the plans of a batch stand in etcd's transaction.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, hash::BuildHasher as _};
 
 use concordat_protocol::{
     Key, Range, Record,
@@ -83,6 +83,30 @@ impl Form {
             },
         };
         plans.iter().map(&mut of).collect()
+    }
+}
+
+/// What a batch has that is to go flat, so that it stays within what etcd takes.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// Digests of what is compared: two that are alike count too few, and then the batch is not flat after all.
+    compares: HashSet<u64, foldhash::fast::RandomState>,
+    operations: usize,
+}
+
+impl Room {
+    /// Whether there is room for one plan more, which is then taken in.
+    pub(super) fn takes<V>(&mut self, plan: &Prepared<V>) -> bool {
+        let hasher = self.compares.hasher();
+        let compares: Vec<u64> = plan.txn.compares.iter().map(|compare| hasher.hash_one(compare)).collect();
+        let more = compares.iter().filter(|compare| !self.compares.contains(compare)).count();
+        let operations = self.operations + plan.txn.then.len();
+        let takes = self.compares.len() + more < MAX_OPERATIONS && operations < MAX_OPERATIONS;
+        if takes {
+            self.compares.extend(compares);
+            self.operations = operations;
+        }
+        takes
     }
 }
 

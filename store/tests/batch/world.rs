@@ -60,6 +60,8 @@ struct World {
     serial: Model,
     clients: Vec<Batcher<Record, usize>>,
     rules: BatchRules,
+    /// The next transaction that puts takes the last of etcd's space.
+    fills: bool,
     flying: [[bool; FLUSHERS]; 2],
     submitted: Vec<Submitted>,
     messages: Vec<Message>,
@@ -109,6 +111,7 @@ impl World {
             serial,
             clients,
             rules,
+            fills: false,
             flying: Default::default(),
             submitted: Vec::new(),
             messages: Vec::new(),
@@ -132,7 +135,8 @@ impl World {
                 let settled = self.clients[client].end();
                 self.settle(settled);
             }
-            242..248 => self.etcd.set_no_space(who % 3 == 0),
+            242..246 => self.etcd.set_no_space(who % 3 == 0),
+            246..248 => self.fills = true,
             _ => self.abandon(usize::from(which)),
         }
         Ok(())
@@ -278,7 +282,7 @@ impl World {
             Ask::Commit { txn, .. } => match self.etcd.txn(txn) {
                 Ok(answer) => {
                     self.execute(txn, &answer);
-                    Told::Txn(answer, self.etcd.revision())
+                    self.filled(txn).unwrap_or_else(|| Told::Txn(answer, self.etcd.revision()))
                 }
                 Err(refused) => {
                     if refused != Refused::NoSpace {
@@ -288,7 +292,7 @@ impl World {
                 }
             },
             Ask::Void(txn) => match self.etcd.txn(txn) {
-                Ok(answer) => Told::Txn(answer, self.etcd.revision()),
+                Ok(answer) => self.filled(txn).unwrap_or_else(|| Told::Txn(answer, self.etcd.revision())),
                 Err(_) => Told::Refused(Refusal::NoSpace),
             },
             Ask::History(keys, after) => Told::History(
@@ -308,9 +312,21 @@ impl World {
         })
     }
 
+    /// What etcd says to a transaction that takes the last of its space: that there is none, though it has applied it
+    /// (`quotaApplierV3` of `server/etcdserver/apply/quota.go`).
+    fn filled(&mut self, txn: &Request) -> Option<Told> {
+        let fills = self.fills && txn.then.iter().any(puts);
+        if fills {
+            self.fills = false;
+            self.etcd.set_no_space(true);
+        }
+        fills.then_some(Told::Refused(Refusal::NoSpace))
+    }
+
     fn read_at(&self, range: &Range, revision: i64) -> Vec<(Key, Item<Record>)> {
         let mut items = BTreeMap::new();
-        for event in self.etcd.since(0, range).take_while(|event| event.revision <= revision) {
+        for event in self.etcd.since(0, range).take_while(|event| revision == 0 || event.revision <= revision)
+        {
             match &event.item {
                 Some(item) => drop(items.insert(event.key.clone(), item.clone())),
                 None => drop(items.remove(&event.key)),
@@ -347,6 +363,7 @@ impl World {
 
     /// Everything is delivered and answered until nothing is left to do.
     fn come_to_rest(&mut self) -> Result<(), String> {
+        self.fills = false;
         self.etcd.set_no_space(false);
         for _ in 0..10_000 {
             for client in 0..self.clients.len() {
@@ -413,6 +430,14 @@ impl World {
             }
         }
         Ok(())
+    }
+}
+
+fn puts(op: &Op<Key, Range, Record>) -> bool {
+    match op {
+        Op::Put { .. } => true,
+        Op::Txn(txn) => txn.then.iter().any(puts),
+        Op::Delete(_) | Op::Get(_) => false,
     }
 }
 

@@ -7,7 +7,33 @@ use concordat_tests::{
     process::eventually,
 };
 
+use futures::future::join_all;
+
 use crate::{change, config, connect, holder, key, revision_of};
+
+#[tokio::test]
+async fn what_takes_the_last_space_is_told_to_be_applied_and_what_finds_none_is_not() {
+    let etcd = Etcd::with(Settings::default().quota(16 << 20)).await.unwrap();
+    let store = Store::connect(config([etcd.endpoint(0)])).await.unwrap();
+    let large = Holder { owner: "x".repeat(600_000), ..holder(&store.session().id) };
+    // Several requests at a time: etcd lets them in while there is space, and one after the other they take it.
+    for round in 0.. {
+        let names: Vec<String> = (0..16).map(|number| format!("{round}-{number}")).collect();
+        let put = |name: &String| store.commit(Plan::new().put(key(name), large.clone(), Lease::Forever));
+        let answers = join_all(names.iter().map(put)).await;
+        for (name, answer) in names.iter().zip(&answers) {
+            let revision = revision_of(&store, name).await;
+            match answer {
+                Ok(answer) => assert_eq!(answer.revision, revision, "{name}"),
+                Err(CommitError::NotApplied(_)) => assert_eq!(revision, 0, "{name} is there"),
+                Err(error) => panic!("{name}: {error}"),
+            }
+        }
+        if answers.iter().any(Result::is_err) {
+            break;
+        }
+    }
+}
 
 #[tokio::test]
 async fn without_space_deletes_go_and_puts_are_refused_until_there_is_some() {
