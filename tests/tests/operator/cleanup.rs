@@ -96,6 +96,30 @@ async fn a_deleted_lock_waits_for_its_holder() {
     assert!(!world.state().await.contains_key(&shadow));
 }
 
+/// What stays with a sidecar nobody holds: its sidecar lets go of it as soon as the definition is gone.
+#[tokio::test]
+async fn a_deleted_lock_goes_though_it_stays_with_a_sidecar() {
+    let world = World::start("a_deleted_lock_goes_though_it_stays_with_a_sidecar").await;
+    let _operator = world.operator("operator").await;
+    world.create::<Lock>("a", json!({ "mode": "CompareAndSwap" })).await;
+    world.stands::<Lock>("a", "True", "Accepted").await;
+    let sidecar = world.sidecar("shop", None).await;
+    let (client, url) = (reqwest::Client::new(), format!("{}/locks/a/k", sidecar.url));
+    let granted: Value = eventually("it is granted", async || {
+        Ok(client.post(&url).send().await?.error_for_status()?.json().await?)
+    })
+    .await
+    .unwrap();
+    let release = client.delete(&url).header("lock-token", granted["token"].as_str().unwrap());
+    release.send().await.unwrap().error_for_status().unwrap();
+    let held = Key::Holder { lock: "a".into(), key: "k".into() };
+    assert!(world.state().await.contains_key(&held), "it does not stay");
+    world.delete::<Lock>("a").await;
+    world.gone::<Lock>("a").await;
+    assert!(!world.state().await.contains_key(&held));
+    assert_eq!(client.post(&url).send().await.unwrap().status(), reqwest::StatusCode::NOT_FOUND);
+}
+
 #[tokio::test]
 async fn a_deleted_transaction_waits_for_what_is_undecided_and_tells_what_is_stuck() {
     let world =
