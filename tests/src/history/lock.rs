@@ -156,6 +156,11 @@ impl Callers {
         self.told.lock().thaws.push(now);
     }
 
+    /// Whether one did since the record was forgotten last: then whom etcd took a grant from is known at its end alone.
+    pub fn leader_thawed(&self) -> bool {
+        !self.told.lock().thaws.is_empty()
+    }
+
     /// Holds L1 to L7 over all that was recorded of a key, whatever the mode of its lock.
     pub fn judge(&self, path: &str, changes: &[Change]) -> Result<()> {
         if self.facts(path, changes)?.settings.mode == Mode::FairQueue {

@@ -14,6 +14,7 @@ mod lost;
 mod planted;
 mod restore;
 mod several;
+#[cfg(feature = "soak")]
 mod soak;
 mod space;
 mod staying;
