@@ -52,7 +52,11 @@ pub(crate) fn run(options: Options) -> Result<()> {
 
 /// Runs the sidecar in this process, until `parent` ends at the latest.
 pub(crate) fn sidecar(parent: i32, arguments: Vec<OsString>) -> ExitCode {
-    if let Err(error) = guard::end_with(parent) {
+    // A guest lets go of what it holds. With a `dev` that was killed its etcd ends, and another's may come to listen in
+    // its place: a sidecar that lived on would tell that one that it is older than it was.
+    let guest = arguments.iter().any(|argument| argument == "--guest");
+    let signal = if guest { guard::Signal::TERM } else { guard::Signal::KILL };
+    if let Err(error) = guard::end_with(parent, signal) {
         eprintln!("concordat sidecar: {error:#}");
         return ExitCode::FAILURE;
     }
@@ -62,7 +66,7 @@ pub(crate) fn sidecar(parent: i32, arguments: Vec<OsString>) -> ExitCode {
 
 /// Becomes the embedded etcd, until `parent` ends at the latest.
 pub(crate) fn become_etcd(parent: i32, arguments: Vec<OsString>) -> Result<()> {
-    guard::end_with(parent)?;
+    guard::end_with(parent, guard::Signal::TERM)?;
     etcd::exec(arguments)
 }
 

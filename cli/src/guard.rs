@@ -1,7 +1,8 @@
 //! What this program starts of itself ends with it, however it ends: it may be killed without being able to stop anything.
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+pub(crate) use rustix::process::Signal;
+use rustix::process::{Pid, getppid, set_parent_process_death_signal};
 use tokio::process::Command;
 
 /// A hidden subcommand of this program, told whose end is its own.
@@ -11,9 +12,9 @@ pub(crate) fn subcommand(name: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Has this process asked to end (SIGTERM) when `parent` has. It stays so for what it becomes by `exec`.
-pub(crate) fn end_with(parent: i32) -> Result<()> {
-    set_parent_process_death_signal(Some(Signal::TERM)).context("it would outlive what started it")?;
+/// Has this process get the signal when `parent` has ended. It stays so for what it becomes by `exec`.
+pub(crate) fn end_with(parent: i32, signal: Signal) -> Result<()> {
+    set_parent_process_death_signal(Some(signal)).context("it would outlive what started it")?;
     // It may have ended before that.
     ensure!(getppid() == Pid::from_raw(parent), "what started it has ended");
     Ok(())
