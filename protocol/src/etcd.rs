@@ -100,6 +100,17 @@ impl<K, R, V> Default for Txn<K, R, V> {
     }
 }
 
+impl<K, R, V> Txn<K, R, V> {
+    /// Whether it puts anything, in whichever branch: etcd takes it for what needs space.
+    pub fn puts(&self) -> bool {
+        self.then.iter().chain(&self.or_else).any(|op| match op {
+            Op::Put { .. } => true,
+            Op::Txn(inside) => inside.puts(),
+            Op::Delete(_) | Op::Get(_) => false,
+        })
+    }
+}
+
 /// A set of keys.
 pub trait Scope<K> {
     /// Whether the key is in it.
@@ -274,7 +285,7 @@ where
     pub fn txn(&mut self, txn: &Txn<K, R, V>) -> Result<TxnAnswer<K, V>, Refused> {
         Touched::of(&txn.then)?;
         Touched::of(&txn.or_else)?;
-        if self.no_space && puts(txn) {
+        if self.no_space && txn.puts() {
             return Err(Refused::NoSpace);
         }
         let path = self.path(txn);
@@ -383,14 +394,6 @@ impl<K, R, V> Txn<K, R, V> {
 struct Path {
     held: bool,
     inside: Vec<Option<Path>>,
-}
-
-fn puts<K, R, V>(txn: &Txn<K, R, V>) -> bool {
-    txn.then.iter().chain(&txn.or_else).any(|op| match op {
-        Op::Put { .. } => true,
-        Op::Txn(txn) => puts(txn),
-        Op::Delete(_) | Op::Get(_) => false,
-    })
 }
 
 /// What a branch would write, whichever branches the transactions inside it take: etcd refuses a request in which a key

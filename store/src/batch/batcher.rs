@@ -281,8 +281,7 @@ impl<V: Clone, T> Batcher<V, T> {
                 flight.marker.revision = revision;
                 let error =
                     CommitError::NotApplied("etcd did not answer, and the attempt was withdrawn".into());
-                let (puts, deletes): (Vec<_>, Vec<_>) = flight.plans.drain(..).partition(|one| one.plan.puts);
-                step.settled.extend(puts.into_iter().map(|one| one.settle(Err(error.clone()))));
+                let deletes = flight.give_up_puts(&error, step);
                 self.wait_again(deletes, step);
             }
             Fate::Applied(revision) => {

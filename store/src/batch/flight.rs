@@ -166,12 +166,17 @@ impl<V: Clone, T> Flight<V, T> {
 
     /// Nothing of the batch was applied for want of space: what only deletes needs none, and goes on.
     pub(super) fn without_space(&mut self, step: &mut Step<V, T>) {
-        let (puts, deletes): (Vec<_>, Vec<_>) = self.plans.drain(..).partition(|one| one.plan.puts);
-        let error = CommitError::NotApplied("etcd has no space".into());
-        step.settled.extend(puts.into_iter().map(|one| one.settle(Err(error.clone()))));
+        let deletes = self.give_up_puts(&CommitError::NotApplied("etcd has no space".into()), step);
         if !deletes.is_empty() {
             self.parts.push(deletes);
         }
+    }
+
+    /// Of a batch that was not applied, what puts is told so; answers the rest, which goes on until it is known.
+    pub(super) fn give_up_puts(&mut self, error: &CommitError, step: &mut Step<V, T>) -> Vec<Waiting<V, T>> {
+        let (puts, deletes): (Vec<_>, Vec<_>) = self.plans.drain(..).partition(|one| one.plan.puts);
+        step.settled.extend(puts.into_iter().map(|one| one.settle(Err(error.clone()))));
+        deletes
     }
 
     pub(super) fn settle(&mut self, result: &Result<Answer, CommitError>, step: &mut Step<V, T>) {

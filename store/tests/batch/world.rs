@@ -315,7 +315,7 @@ impl World {
     /// What etcd says to a transaction that takes the last of its space: that there is none, though it has applied it
     /// (`quotaApplierV3` of `server/etcdserver/apply/quota.go`).
     fn filled(&mut self, txn: &Request) -> Option<Told> {
-        let fills = self.fills && txn.then.iter().any(puts);
+        let fills = self.fills && txn.puts();
         if fills {
             self.fills = false;
             self.etcd.set_no_space(true);
@@ -430,14 +430,6 @@ impl World {
             }
         }
         Ok(())
-    }
-}
-
-fn puts(op: &Op<Key, Range, Record>) -> bool {
-    match op {
-        Op::Put { .. } => true,
-        Op::Txn(txn) => txn.then.iter().any(puts),
-        Op::Delete(_) | Op::Get(_) => false,
     }
 }
 

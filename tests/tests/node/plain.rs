@@ -8,7 +8,6 @@ use concordat_tests::{
     node::{Node, is_ready, until},
     process::eventually,
 };
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt};
 use tokio::task::LocalSet;
@@ -17,7 +16,7 @@ use crate::{
     bank::Bank,
     installation::{CHART, Installation, PLAIN, RELEASE, set},
     kubectl::Plugin,
-    renewal::{patiently, texts},
+    renewal::{distrust, patiently, texts},
     traffic::{Held, Traffic},
 };
 
@@ -127,9 +126,7 @@ async fn authority_turns(
     };
     let before = uids().await?;
     let old = texts(installation, PLAIN, "concordat-ca").await?;
-    let now = Timestamp::from_second(Timestamp::now().as_second() + 1)?;
-    let distrust = format!("concordat.dev/distrust-before={now}");
-    installation.kubectl(&["annotate", "secret", "concordat-ca", &distrust]).await?;
+    distrust(installation).await?;
     patiently("another one alone is trusted", async || {
         let ca = texts(installation, PLAIN, "concordat-ca").await?;
         ensure!(ca["tls.crt"] != old["tls.crt"] && ca["ca.crt"] == ca["tls.crt"], "it is not");

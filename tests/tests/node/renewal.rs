@@ -131,9 +131,7 @@ async fn turned(installation: &Installation<'_>, bank: &Rc<Bank>, made: &mut Mad
     let before = pods(installation, bank).await?;
     let ours = bank.namespace.name();
     let old = texts(installation, SYSTEM, "concordat-ca").await?;
-    let now = Timestamp::from_second(Timestamp::now().as_second() + 1)?;
-    let distrust = format!("concordat.dev/distrust-before={now}");
-    installation.kubectl(&["annotate", "secret", "concordat-ca", &distrust]).await?;
+    distrust(installation).await?;
 
     let next = eventually("a next one is trusted", async || {
         let ca = texts(installation, SYSTEM, "concordat-ca").await?;
@@ -178,6 +176,13 @@ async fn turned(installation: &Installation<'_>, bank: &Rc<Bank>, made: &mut Mad
     bank.roll("worker").await?;
     ensure!(texts(installation, ours, CLIENT).await?["ca.crt"] == next, "it changed again");
     Ok(())
+}
+
+/// Asks for another authority than there is.
+pub(crate) async fn distrust(installation: &Installation<'_>) -> Result<()> {
+    let now = Timestamp::from_second(Timestamp::now().as_second() + 1)?;
+    let distrust = format!("concordat.dev/distrust-before={now}");
+    installation.kubectl(&["annotate", "secret", "concordat-ca", &distrust]).await.map(drop)
 }
 
 /// Waits until etcd, and all who talk to it and to the API server, know the new authority alone.
