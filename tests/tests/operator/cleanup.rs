@@ -96,7 +96,8 @@ async fn a_deleted_lock_waits_for_its_holder() {
     assert!(!world.state().await.contains_key(&shadow));
 }
 
-/// What stays with a sidecar nobody holds: its sidecar lets go of it as soon as the definition is gone.
+/// What stays with a sidecar nobody holds, and its sidecar lets go of it: when the definition is gone, and after some
+/// seconds in any case.
 #[tokio::test]
 async fn a_deleted_lock_goes_though_it_stays_with_a_sidecar() {
     let world = World::start("a_deleted_lock_goes_though_it_stays_with_a_sidecar").await;
