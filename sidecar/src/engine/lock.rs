@@ -201,9 +201,8 @@ impl Inner {
         if due.settled {
             self.settled.notify_one();
         }
-        if due.crowded
-            && let Some(oldest) = self.keys.lock().overstaying()
-        {
+        let oldest = if due.crowded { self.keys.lock().overstaying() } else { None };
+        if let Some(oldest) = oldest {
             let _ = self.step(&oldest, Input::LetGo);
         }
         for effect in effects {
@@ -233,7 +232,8 @@ impl Inner {
                     self.metrics.wakeups.inc();
                 }
                 // A caller that hung up at this very moment cancels by itself.
-                if let Some(answer) = self.keys.lock().dismiss(caller) {
+                let answer = self.keys.lock().dismiss(caller);
+                if let Some(answer) = answer {
                     let _ = answer.send(reply);
                 }
             }

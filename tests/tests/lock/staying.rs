@@ -1,8 +1,11 @@
 //! Locks that stay with their sidecar when they are let go: what that saves, and that nobody else ever notices.
 
+use std::collections::HashSet;
+
 use anyhow::{Result, ensure};
 use concordat_protocol::{Key, Record};
 use concordat_tests::{etcd::Etcd, history::Change, process::eventually, proxy::Proxy};
+use futures::{StreamExt as _, TryStreamExt as _};
 use reqwest::StatusCode;
 use serde_json::json;
 
@@ -10,6 +13,8 @@ use crate::world::{Answer, Options, Sidecar, World};
 
 /// How often what stays is taken again.
 const OFTEN: usize = 100;
+/// So many locks stay with a sidecar at most (decision 19).
+const MOST: usize = 1_024;
 
 fn verified(fence: u64) -> String {
     format!("/v1/locks/orders/k/verify?fence={fence}")
@@ -204,6 +209,35 @@ async fn what_stays_goes_with_its_lock_by_force_and_when_the_sidecar_ends() -> R
     assert!(a.process.terminate().await?.success());
     assert_eq!(world.holder("k").await?, None, "nothing is left to run out");
     Ok(())
+}
+
+/// The record of etcd tells how many keys the sidecar had at any time. Beside what stays these are the keys that are in
+/// use, and those that are let go by one of the four batches under way.
+#[tokio::test]
+async fn no_more_than_so_many_stay_and_the_oldest_goes_first() -> Result<()> {
+    const TOGETHER: usize = 32;
+    let world = World::one().await?;
+    let a = &world.sidecar("a").await?;
+    let (keys, world) = (futures::stream::iter(0..MOST + 16 * TOGETHER), &world);
+    keys.map(|number| async move { used(world, a, &number.to_string()).await })
+        .buffered(TOGETHER)
+        .try_collect::<Vec<_>>()
+        .await?;
+    let (mut had, mut most) = (HashSet::new(), 0);
+    for change in world.changes().await?.into_iter().filter(|change| matches!(change.key, Key::Holder { .. }))
+    {
+        match change.entry {
+            Some(_) => had.insert(change.key),
+            None => had.remove(&change.key),
+        };
+        most = most.max(had.len());
+    }
+    assert!(most <= MOST + 6 * TOGETHER, "{most} at a time");
+    eventually("the oldest goes", async || {
+        ensure!(world.holder("0").await?.is_none());
+        Ok(())
+    })
+    .await
 }
 
 /// Callers of two sidecars that all want one key: local hand-over, and the bound of it, are judged.
