@@ -255,7 +255,8 @@ impl Live {
         if let Ok(answer) = tokio::time::timeout(patience, answer).await {
             return answer.unwrap_or(Err(CommitError::Unknown("the store was closed".into())));
         }
-        Err(match self.batcher.lock().abandon(number) {
+        let abandoned = self.batcher.lock().abandon(number);
+        Err(match abandoned {
             Abandoned::Waiting => CommitError::NotApplied("etcd cannot be reached".into()),
             Abandoned::InFlight | Abandoned::Settled => CommitError::Unknown("etcd does not answer".into()),
         })

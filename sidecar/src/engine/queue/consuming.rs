@@ -180,7 +180,8 @@ impl Consuming {
                     }
                 }
                 Effect::Settled(ticket, status) => {
-                    if let Some(tell) = self.state.lock().tickets.remove(&ticket) {
+                    let tell = self.state.lock().tickets.remove(&ticket);
+                    if let Some(tell) = tell {
                         let _ = tell.send(status);
                     }
                 }

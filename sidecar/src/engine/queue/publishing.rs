@@ -107,7 +107,8 @@ impl Publishing {
                     });
                 }
                 Effect::Reply(ticket, results) => {
-                    if let Some(reply) = self.state.lock().replies.remove(&ticket) {
+                    let reply = self.state.lock().replies.remove(&ticket);
+                    if let Some(reply) = reply {
                         // Its caller may have gone.
                         let _ = reply.send(results);
                     }
