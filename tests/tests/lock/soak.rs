@@ -215,8 +215,7 @@ impl Soak {
         let mut under: Vec<Struck> = Vec::new();
         for fault in faults {
             *self.struck.entry(*fault).or_default() += 1;
-            let beside = under.last().map(|struck| struck.pod);
-            under.push(fault.strike(self, beside).await.with_context(|| format!("{fault:?} strikes"))?);
+            under.push(fault.strike(self, under.last()).await.with_context(|| format!("{fault:?} strikes"))?);
         }
         while let Some(struck) = under.pop() {
             let fault = struck.fault;

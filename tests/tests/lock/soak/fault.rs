@@ -41,7 +41,7 @@ pub(super) enum Fault {
     LeaderFrozen,
     /// The leader is parted from the other members until another leads; clients reach it.
     LeaderIsolated,
-    /// No member reaches another until every sidecar has said that it can do nothing.
+    /// No member reaches another until every sidecar that can speak has said that it can do nothing.
     AllParted,
     /// The leader changes every second.
     LeaderMoved,
@@ -59,6 +59,8 @@ pub(super) struct Struck {
     session: SessionId,
     /// The member that led.
     leader: usize,
+    /// The sidecar that can say nothing, because of a fault under way.
+    mute: Option<usize>,
     /// What each sidecar had refused.
     refusals: Vec<u64>,
     disk: Option<SlowDisk>,
@@ -93,10 +95,15 @@ impl Fault {
         )
     }
 
-    /// Another fault may be under way, which is about the sidecar `beside`.
-    pub(super) async fn strike(self, soak: &mut Soak, beside: Option<usize>) -> Result<Struck> {
+    /// Whether the sidecar says nothing while it lasts.
+    fn silences(self) -> bool {
+        matches!(self, Self::SidecarKilled | Self::SidecarFrozen)
+    }
+
+    /// Another fault may be under way beside it: it is about another sidecar then.
+    pub(super) async fn strike(self, soak: &mut Soak, beside: Option<&Struck>) -> Result<Struck> {
         let pod = match beside {
-            Some(other) => (other + 1) % PODS.len(),
+            Some(other) => (other.pod + 1) % PODS.len(),
             None => soak.random.random_range(0..PODS.len()),
         };
         let leader = soak.world.etcd.leader().await?;
@@ -105,6 +112,7 @@ impl Fault {
             pod,
             session: session(soak, pod).await?,
             leader,
+            mute: beside.filter(|other| other.fault.silences()).map(|other| other.pod),
             refusals: soak.scene.pods.iter().map(|pod| pod.refusals.load(SeqCst)).collect(),
             disk: None,
             held: Vec::new(),
@@ -149,7 +157,8 @@ impl Struck {
             }
             Fault::AllParted => {
                 return eventually("every sidecar says that it can do nothing", async || {
-                    for (pod, before) in soak.scene.pods.iter().zip(&self.refusals) {
+                    let pods = soak.scene.pods.iter().zip(&self.refusals).enumerate();
+                    for (_, (pod, before)) in pods.filter(|(number, _)| Some(*number) != self.mute) {
                         ensure!(pod.refusals.load(SeqCst) > *before, "{} does not", pod.api.read());
                     }
                     Ok(())
