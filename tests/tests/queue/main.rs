@@ -5,6 +5,7 @@
 #![allow(clippy::format_collect)]
 
 mod api;
+mod backlog;
 mod faults;
 mod lost;
 mod world;
