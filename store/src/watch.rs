@@ -25,7 +25,7 @@ pub enum WatchEvent {
     Snapshot {
         /// The revision.
         revision: i64,
-        /// In the order of etcd's keys.
+        /// In the order of etcd's keys. A queue's segments are empty: what they hold is to be read.
         entries: Vec<Entry>,
     },
     /// A record was put.

@@ -6,6 +6,7 @@
 //! For each segment one plan at a time is on its way; receives and settlements that come meanwhile share the next.
 
 mod answered;
+mod memory;
 mod segment;
 mod view;
 
@@ -29,8 +30,6 @@ pub type Ticket = u64;
 /// A plan of this machine.
 pub type Tag = u64;
 
-/// Bodies kept in memory; those of further segments are read when they are taken.
-const CACHED_BYTES: u64 = 64 << 20;
 /// Segments among which the one to take from is chosen, oldest first, untouched by others before.
 const CHOICE: usize = 16;
 /// Finished segments whose fates are remembered, so that a repeated ack is answered as the first was.
@@ -90,7 +89,7 @@ pub enum Input {
     DeadLetters(Option<(Name, i64, Millis)>),
     /// The sidecar's session and until when (monotonic) it is believed alive; `None` when it is not.
     Session(Option<(SessionId, Millis)>),
-    /// All there is in [`Delivery::range`] at a revision.
+    /// All there is in [`Delivery::range`] at a revision. Segments may be empty: what they hold is read when it is wanted.
     Snapshot(i64, Vec<Entry>),
     /// Later changes: whole revisions, in their order.
     Changed(Vec<Change>),
@@ -162,6 +161,10 @@ pub struct Delivery {
     index: BTreeMap<(u32, SegmentId), SegmentAt>,
     finished: BTreeMap<SegmentAt, Vec<Fate>>,
     cached: u64,
+    /// The segments whose bodies these are.
+    bodies: BTreeSet<SegmentAt>,
+    /// Segments that wait to be read.
+    unread: BTreeSet<SegmentAt>,
     waiters: VecDeque<Waiting>,
     left: BTreeSet<Waiter>,
     early: Vec<(Option<Ticket>, Receipt, Verdict)>,
@@ -189,6 +192,8 @@ impl Delivery {
             index: BTreeMap::new(),
             finished: BTreeMap::new(),
             cached: 0,
+            bodies: BTreeSet::new(),
+            unread: BTreeSet::new(),
             waiters: VecDeque::new(),
             left: BTreeSet::new(),
             early: Vec::new(),
@@ -314,6 +319,8 @@ impl Delivery {
             self.tend(at, now, effects);
         }
         self.hand_out(now, effects);
+        self.make_room();
+        self.load(effects);
     }
 
     /// Settles what is to be settled of a segment, and notes what of it is ready and when to look again.
@@ -336,10 +343,7 @@ impl Delivery {
             }
             Tended::Load(answers) => {
                 effects.extend(answers.into_iter().map(|(ticket, status)| Effect::Settled(ticket, status)));
-                let location = segment.location(&self.queue, at);
-                segment.busy = true;
-                let plan = Plan::new().present(location.segment()).read(location.segment());
-                effects.push(self.fly(at, Flight::Load, plan));
+                self.unread.insert(at);
             }
             Tended::Rest { answers, ready, wake } => {
                 effects.extend(answers.into_iter().map(|(ticket, status)| Effect::Settled(ticket, status)));
@@ -467,10 +471,9 @@ impl Delivery {
 
     /// Forgets a segment but for its fates: those given, else those known.
     fn finish(&mut self, at: SegmentAt, fates: Vec<Fate>, effects: &mut Vec<Effect>) {
+        self.forget_body(at);
         let Some(segment) = self.segments.remove(&at) else { return };
-        if segment.body.is_some() {
-            self.cached -= u64::from(segment.id.bytes);
-        }
+        self.unread.remove(&at);
         self.index.remove(&(at.partition, segment.id));
         self.ready.remove(&at);
         self.dirty.remove(&at);

@@ -7,7 +7,7 @@ use concordat_protocol::{
     Definition, Key, Lease, Name, Now, Plan, Record, SessionId, Write,
     plan::Answer,
     queue::{
-        Message, Mode, OnFull, Ordering, Settings,
+        Message, Mode, OnFull, Ordering, Segment, Settings,
         delivery::{self, Delivered, Delivery, Status, Verdict},
         invariant::{History, Ledger},
         location::{Receipt, definition, offset},
@@ -241,7 +241,13 @@ impl World {
     pub(crate) fn consumer(&self, state: &mut State) -> Consumer {
         let (session, lease) = state.open_session();
         let mut machine = Delivery::new(queue(), self.settings(), 2, state.lives as u64 * 1000);
-        let entries = entries(&state.etcd, &machine.range());
+        let mut entries = entries(&state.etcd, &machine.range());
+        // As a listing has them.
+        for entry in &mut entries {
+            if let Record::Segment(segment) = &mut entry.record {
+                *segment = Segment::default();
+            }
+        }
         let revision = state.etcd.revision();
         machine.step(delivery::Input::Session(Some((session.clone(), u64::MAX))), NOW);
         machine.step(delivery::Input::Snapshot(revision, entries), NOW);

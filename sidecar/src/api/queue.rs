@@ -276,7 +276,7 @@ async fn inspect(
     Ok(axum::Json(Counted::of(queue, &inspection, context.store.clock().now().unix)))
 }
 
-/// Browses the dead letters kept beside a queue, oldest first. Nothing is consumed.
+/// Browses the dead letters kept beside a queue, oldest first: `max` of them, or as many as are 4 MiB. Nothing is consumed.
 #[utoipa::path(
     get,
     path = "/v1/queues/{queue}/dead",

@@ -1,19 +1,39 @@
 //! Ranges read page by page, all at one revision.
 
-use concordat_protocol::{Entry, Key};
+use concordat_protocol::{Entry, Key, Range, Record, queue::Segment};
 use etcd_client::{GetOptions, proto::PbKeyValue};
 
 use super::hub::Scope;
 use crate::{Refusal, exchange::Exchange, observer::Purpose, wire};
 
-/// Entries of a page: some may be segments of 128 KiB.
+/// Entries of a page.
 const PAGE: i64 = 256;
 /// Keys of a page.
 const PAGE_OF_KEYS: i64 = 4_096;
 
-/// All entries of a range at one revision.
+/// All entries of a range at one revision; of a queue's segments the keys alone, with an empty record: together they may be
+/// larger than memory.
 pub(crate) async fn list(exchange: &Exchange, scope: &Scope) -> Result<(Vec<Entry>, i64), Refusal> {
-    let (kvs, revision) = pages(exchange, scope, GetOptions::new().with_limit(PAGE), 0).await?;
+    let Range::Live(queue) = &scope.range else { return list_values(exchange, scope, 0).await };
+    let part = |range| Scope { namespace: scope.namespace.clone(), range };
+    let (mut entries, revision) = list_values(exchange, &part(Range::Claims(queue.clone())), 0).await?;
+    let progresses = part(Range::Progresses(queue.clone()));
+    entries.append(&mut list_values(exchange, &progresses, revision).await?.0);
+    let (segments, _) = list_keys(exchange, &part(Range::Segments(queue.clone())), revision).await?;
+    entries.extend(segments.into_iter().map(|(key, create_revision, mod_revision)| {
+        let record = Record::Segment(Segment::default());
+        Entry { key, record, create_revision, mod_revision }
+    }));
+    Ok((entries, revision))
+}
+
+/// All entries of a range, with their records, at a revision (0: the one etcd has).
+async fn list_values(
+    exchange: &Exchange,
+    scope: &Scope,
+    revision: i64,
+) -> Result<(Vec<Entry>, i64), Refusal> {
+    let (kvs, revision) = pages(exchange, scope, GetOptions::new().with_limit(PAGE), revision).await?;
     let entries =
         kvs.into_iter().filter_map(|kv| wire::item(&scope.namespace, kv)).map(wire::entry).collect();
     Ok((entries, revision))

@@ -1,10 +1,8 @@
 //! What becomes of the machine's plans.
 
-use std::sync::Arc;
-
 use super::{AGAIN, Delivered, Delivery, Effect, Flight, Status, Verdict, Waiting, segment::Pending};
 use crate::{
-    Answer, Entry, Key, Now, Record,
+    Answer, Entry, Key, Now,
     queue::{
         Fate, Outcome,
         location::{ClaimId, SegmentAt},
@@ -124,23 +122,27 @@ impl Delivery {
         let believed = believed.filter(|until| *until > now.monotonic);
         for (waiting, granted) in grants.into_iter().rev() {
             let left = self.left.remove(&waiting.waiter);
-            if let (Some(believed), Some(body), false) = (believed, segment.body.clone(), left) {
-                let visible = segment.hold(&granted, &claim, waiting.visibility, now);
-                let deadline = now.unix + visible.min(believed).saturating_sub(now.monotonic);
-                let delivered = granted.into_iter().map(|place| Delivered {
-                    segment: body.clone(),
-                    receipt: segment.receipt(at, place, &claim),
-                    deadline,
-                });
-                effects.push(Effect::Deliver(waiting.waiter, delivered.collect()));
-                continue;
-            }
-            for place in granted {
+            let reaches = believed.zip(segment.body.clone()).filter(|_| !left);
+            // What was not read before may have expired.
+            let back = |place: &u32| reaches.is_none() || segment.expired(*place as usize, now);
+            let (back, granted): (Vec<u32>, Vec<u32>) = granted.into_iter().partition(back);
+            for place in back {
                 let receipt = segment.receipt(at, place, &claim);
                 segment.push(Pending { ticket: None, receipt, verdict: Verdict::Returned });
             }
-            if !left {
-                self.waiters.push_front(waiting);
+            match reaches {
+                Some((believed, body)) if !granted.is_empty() => {
+                    let visible = segment.hold(&granted, &claim, waiting.visibility, now);
+                    let deadline = now.unix + visible.min(believed).saturating_sub(now.monotonic);
+                    let delivered = granted.into_iter().map(|place| Delivered {
+                        segment: body.clone(),
+                        receipt: segment.receipt(at, place, &claim),
+                        deadline,
+                    });
+                    effects.push(Effect::Deliver(waiting.waiter, delivered.collect()));
+                }
+                _ if left => {}
+                _ => self.waiters.push_front(waiting),
             }
         }
     }
@@ -222,16 +224,6 @@ impl Delivery {
             self.finish(at, Vec::new(), effects);
         } else if !segment.replace(progress.first(), claims, answer.revision) {
             segment.not_until = now.monotonic + AGAIN;
-        }
-    }
-
-    fn keep_body(&mut self, at: SegmentAt, read: Option<&Vec<Entry>>) {
-        let Some(segment) = self.segments.get_mut(&at) else { return };
-        if let (None, Some(Entry { record: Record::Segment(body), .. })) =
-            (&segment.body, read.and_then(|found| found.first()))
-        {
-            self.cached += u64::from(segment.id.bytes);
-            segment.body = Some(Arc::new(body.clone()));
         }
     }
 }

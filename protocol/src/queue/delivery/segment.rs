@@ -44,8 +44,8 @@ struct Held {
 pub(super) struct State {
     pub(super) id: SegmentId,
     pub(super) body: Option<Arc<Segment>>,
-    /// When each message expires; kept although the body may not be.
-    expires: Box<[Millis]>,
+    /// When each message expires, once the body was read; kept although the body may not be.
+    expires: Option<Box<[Millis]>>,
     pub(super) fates: Vec<Fate>,
     /// Revision of the progress, 0 for none.
     pub(super) progress_at: i64,
@@ -112,12 +112,12 @@ impl Fate {
 }
 
 impl State {
-    pub(super) fn new(id: SegmentId, body: &Segment, known: i64) -> Self {
+    pub(super) fn new(id: SegmentId, known: i64) -> Self {
         Self {
-            fates: vec![Fate::default(); body.messages.len()],
-            expires: body.messages.iter().map(|message| message.expires).collect(),
+            fates: vec![Fate::default(); id.messages as usize],
             id,
             body: None,
+            expires: None,
             progress_at: 0,
             known,
             claims: BTreeMap::new(),
@@ -130,6 +130,19 @@ impl State {
             not_until: 0,
             wake: None,
         }
+    }
+
+    /// Takes over what is told of its messages.
+    pub(super) fn read(&mut self, body: &Segment) {
+        if self.expires.is_none() {
+            self.fates.resize(body.messages.len(), Fate::default());
+            self.expires = Some(body.messages.iter().map(|message| message.expires).collect());
+        }
+    }
+
+    /// Whether a message is known to have expired.
+    pub(super) fn expired(&self, place: usize, now: Now) -> bool {
+        self.expires.as_ref().and_then(|expires| expires.get(place)).is_some_and(|at| *at <= now.unix)
     }
 
     pub(super) fn location(&self, queue: &Name, at: SegmentAt) -> Location {
@@ -280,7 +293,7 @@ impl State {
         let (claimed, mut ready) = (self.claimed(), Vec::new());
         for (place, fate) in self.fates.iter().enumerate() {
             let free = !fate.finished() && !claimed[place] && fate.not_before <= now.unix;
-            if free && fate.deliveries < settings.max_deliveries && self.expires[place] > now.unix {
+            if free && fate.deliveries < settings.max_deliveries && !self.expired(place, now) {
                 ready.push(place as u32);
             }
         }
@@ -404,7 +417,7 @@ impl State {
             if fate.finished() || claimed[place] {
                 continue;
             }
-            if self.expires[place] <= now.unix {
+            if self.expired(place, now) {
                 settling.fates[place].stage = Stage::GivenUp;
             } else if fate.deliveries >= settings.max_deliveries && !settling.buried_enough() {
                 settling.fates[place].stage = Stage::GivenUp;
@@ -455,9 +468,13 @@ impl State {
         let deadlines = self.held.values().map(|held| held.until);
         let retry = (self.not_until > now.monotonic).then_some(self.not_until);
         // What waits for the wall clock is looked at again and again: the clock may be set.
-        let waiting = self.fates.iter().zip(&self.expires).filter(|(fate, _)| !fate.finished());
+        let expires = self.expires.as_deref().unwrap_or_default();
+        let waiting = self.fates.iter().enumerate().filter(|(_, fate)| !fate.finished());
         let wall = waiting
-            .flat_map(|(fate, expires)| [(fate.not_before, LOOK), (*expires, LOOK_FOR_EXPIRED)])
+            .flat_map(|(place, fate)| {
+                let expires = expires.get(place).copied().unwrap_or_default();
+                [(fate.not_before, LOOK), (expires, LOOK_FOR_EXPIRED)]
+            })
             .filter(|(instant, _)| *instant > now.unix)
             .map(|(instant, look)| now.monotonic + now.until_unix(instant).min(look))
             .min();

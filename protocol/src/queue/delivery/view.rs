@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{CACHED_BYTES, Change, Delivery, Effect, segment::State};
+use super::{Change, Delivery, Effect, segment::State};
 use crate::{
     Entry, Key, Record,
     queue::{
-        Segment, SegmentId,
+        SegmentId,
         location::{ClaimId, SegmentAt},
     },
 };
@@ -99,18 +99,12 @@ impl Delivery {
         {
             return;
         }
-        let mut segment = State::new(id.clone(), &body, at.revision - 1);
-        self.cache(&mut segment, body);
+        self.segments.insert(at, State::new(id.clone(), at.revision - 1));
         self.index.insert((at.partition, id), at);
-        self.segments.insert(at, segment);
         self.dirty.insert(at);
-    }
-
-    fn cache(&mut self, segment: &mut State, body: Segment) {
-        let bytes = u64::from(segment.id.bytes);
-        if self.cached + bytes <= CACHED_BYTES {
-            self.cached += bytes;
-            segment.body = Some(body.into());
+        // A listing has keys alone.
+        if !body.messages.is_empty() {
+            self.told_body(at, body);
         }
     }
 }

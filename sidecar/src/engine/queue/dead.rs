@@ -15,8 +15,10 @@ use concordat_protocol::{
 use super::{Inner, QueueEngine};
 use crate::{api, definitions::Defined, failpoint, problem::Problem, spans::Span};
 
-/// Dead letters put back by one plan.
-const REDRIVEN: usize = 40;
+/// Dead letters read together, and put back by one plan: all of a queue's may be more than there is memory.
+const TOGETHER: usize = 20;
+/// Bytes of the dead letters of one answer: with more of them it ends.
+const BROWSED: u64 = 4 << 20;
 /// How often a plan is tried again that met with others at the same letters.
 const ATTEMPTS: usize = 10;
 
@@ -49,15 +51,23 @@ impl DeadMessage {
 }
 
 impl QueueEngine {
-    /// The dead letters of a queue, oldest first. Browsing consumes nothing.
+    /// The dead letters of a queue, oldest first: so many, or fewer where they are large. Browsing consumes nothing.
     ///
     /// # Errors
     /// 404 and 501 as the definition says, 503 when etcd does not answer.
     pub async fn dead(&self, queue: &str, max: usize) -> Result<Vec<DeadMessage>, Problem> {
         self.0.definitions.queue(queue)?;
-        let mut letters = self.0.letters(queue).await?;
-        letters.sort_by_key(|dead| (dead.letter.at, dead.partition, dead.offset));
-        letters.truncate(max);
+        let (mut letters, mut bytes) = (Vec::new(), 0);
+        let keys = self.0.dead_keys(queue).await?;
+        for part in keys[..max.min(keys.len())].chunks(TOGETHER) {
+            for letter in self.0.letters(part).await? {
+                bytes += letter.letter.message.size();
+                if bytes > BROWSED && !letters.is_empty() {
+                    return Ok(letters);
+                }
+                letters.push(letter);
+            }
+        }
         Ok(letters)
     }
 
@@ -68,15 +78,19 @@ impl QueueEngine {
     /// by then.
     pub async fn redrive(&self, queue: &str, ids: Option<BTreeSet<String>>) -> Result<usize, Problem> {
         let defined = self.intake(queue)?;
-        let mut redriven = 0;
+        let (mut redriven, all) = (0, ids.as_ref().map_or(usize::MAX, BTreeSet::len));
         for _ in 0..ATTEMPTS {
-            let mut letters = self.0.letters(queue).await?;
-            letters.retain(|dead| ids.as_ref().is_none_or(|ids| ids.contains(&dead.id())));
-            if letters.is_empty() {
-                break;
+            let mut found = false;
+            for part in self.0.dead_keys(queue).await?.chunks(TOGETHER) {
+                let mut letters = self.0.letters(part).await?;
+                letters.retain(|dead| ids.as_ref().is_none_or(|ids| ids.contains(&dead.id())));
+                found |= !letters.is_empty();
+                for chunk in chunks(letters) {
+                    redriven += self.0.put_back(queue, &defined, chunk).await?;
+                }
             }
-            for chunk in chunks(letters) {
-                redriven += self.0.put_back(queue, &defined, chunk).await?;
+            if !found || redriven >= all {
+                break;
             }
         }
         Ok(redriven)
@@ -84,8 +98,18 @@ impl QueueEngine {
 }
 
 impl Inner {
-    async fn letters(&self, queue: &str) -> Result<Vec<DeadMessage>, Problem> {
-        let answer = Span::read().awaits(self.store.read(vec![Range::DeadLetters(queue.into())])).await?;
+    /// Where a queue's dead letters are, in the order in which they came to be.
+    async fn dead_keys(&self, queue: &str) -> Result<Vec<Key>, Problem> {
+        let range = Range::DeadLetters(queue.into());
+        let (mut keys, _) = Span::read().awaits(self.store.list_keys(range)).await?;
+        keys.sort_by_key(|(_, created, _)| *created);
+        Ok(keys.into_iter().map(|(key, ..)| key).collect())
+    }
+
+    /// Those of them that are still there.
+    async fn letters(&self, keys: &[Key]) -> Result<Vec<DeadMessage>, Problem> {
+        let ranges = keys.iter().cloned().map(Range::One).collect();
+        let answer = Span::read().awaits(self.store.read(ranges)).await?;
         Ok(answer.reads.into_iter().flatten().filter_map(DeadMessage::of).collect())
     }
 
@@ -128,7 +152,7 @@ fn chunks(letters: Vec<DeadMessage>) -> Vec<Vec<DeadMessage>> {
     for dead in letters {
         let size = dead.letter.message.size();
         match chunks.last_mut() {
-            Some(chunk) if chunk.len() < REDRIVEN && bytes + size <= SEGMENT_BYTES => {
+            Some(chunk) if chunk.len() < TOGETHER && bytes + size <= SEGMENT_BYTES => {
                 bytes += size;
                 chunk.push(dead);
             }

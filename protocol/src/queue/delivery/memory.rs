@@ -1,0 +1,79 @@
+//! What of the segments' bodies is in memory: all of a backlog might be more than there is.
+
+use std::sync::Arc;
+
+use super::{Delivery, Effect, Flight};
+use crate::{
+    Entry, Plan, Record,
+    queue::{Segment, location::SegmentAt},
+};
+
+/// Bytes of bodies kept in memory; those of further segments are read when they are taken. Every queue has so many.
+const CACHED_BYTES: u64 = 8 << 20;
+/// Segments read at a time for what is to be buried of them.
+const LOADS: usize = 4;
+
+impl Delivery {
+    /// Takes over what a watch told of a segment, and keeps it if there is room.
+    pub(super) fn told_body(&mut self, at: SegmentAt, body: Segment) {
+        let Some(segment) = self.segments.get(&at) else { return };
+        let room = self.cached + u64::from(segment.id.bytes) <= CACHED_BYTES;
+        self.read(at, body, room);
+    }
+
+    /// Takes over what a plan read of a segment, and keeps it: it is wanted now.
+    pub(super) fn keep_body(&mut self, at: SegmentAt, read: Option<&Vec<Entry>>) {
+        if let Some(Entry { record: Record::Segment(body), .. }) = read.and_then(|found| found.first()) {
+            self.read(at, body.clone(), true);
+        }
+    }
+
+    fn read(&mut self, at: SegmentAt, body: Segment, keep: bool) {
+        let Some(segment) = self.segments.get_mut(&at) else { return };
+        segment.read(&body);
+        if keep && segment.body.is_none() {
+            self.cached += u64::from(segment.id.bytes);
+            self.bodies.insert(at);
+            segment.body = Some(Arc::new(body));
+        }
+    }
+
+    /// Forgets bodies of the youngest segments as long as they are too many: they are read again when they are taken.
+    pub(super) fn make_room(&mut self) {
+        let bodies: Vec<SegmentAt> =
+            if self.cached > CACHED_BYTES { self.bodies.iter().rev().copied().collect() } else { Vec::new() };
+        for at in bodies {
+            if self.cached <= CACHED_BYTES {
+                return;
+            }
+            if self.segments.get(&at).is_some_and(|segment| !segment.busy) {
+                self.forget_body(at);
+            }
+        }
+    }
+
+    pub(super) fn forget_body(&mut self, at: SegmentAt) {
+        if self.bodies.remove(&at)
+            && let Some(segment) = self.segments.get_mut(&at)
+        {
+            self.cached -= u64::from(segment.id.bytes);
+            segment.body = None;
+        }
+    }
+
+    /// Reads segments that wait for it, the oldest first, and no more at a time than there is room for.
+    pub(super) fn load(&mut self, effects: &mut Vec<Effect>) {
+        let loads = self.flights.values().filter(|(_, flight)| *flight == Flight::Load).count();
+        for _ in loads..LOADS {
+            if self.cached > CACHED_BYTES {
+                return;
+            }
+            let Some(at) = self.unread.pop_first() else { return };
+            let Some(segment) = self.segments.get_mut(&at).filter(|segment| !segment.busy) else { continue };
+            segment.busy = true;
+            let location = segment.location(&self.queue, at);
+            let plan = Plan::new().present(location.segment()).read(location.segment());
+            effects.push(self.fly(at, Flight::Load, plan));
+        }
+    }
+}
