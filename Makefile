@@ -32,10 +32,10 @@ demo: tools ## Builds everything, opens the bank of examples/ and checks every s
 .PHONY: check
 check: tools ## Formatting and lints, warnings denied
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --features concordat-tests/node,concordat-tests/peers,concordat-tests/soak -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features concordat-tests/node,concordat-tests/peers -- -D warnings
 
 .PHONY: test
-test: check alerts kubernetes node cert-manager images dapr ## Everything, as root: lints, unit, property, model, differential, process, API-server and node tests
+test: check alerts kubernetes node cert-manager images dapr strace ## Everything, as root: lints, unit, property, model, differential, process, API-server and node tests
 	cargo test --locked --workspace --no-run
 	$(NODE_TESTS) --no-run
 	$(MAKE) --no-print-directory --keep-going --jobs=2 tests-anywhere tests-on-node
@@ -91,9 +91,9 @@ alerts: ## Tells when each alert of the chart comes and when not, by Prometheus'
 	  $$tool check rules helm/concordat/rules/concordat.yaml && $$tool test rules tests/tests/chart/alerts.yaml
 
 .PHONY: soak-locks
-soak-locks: tools strace ## Locks under every fault for SOAK_GRANTS grants, 100000 unless set; SOAK_SEED repeats a run's choices
+soak-locks: tools strace ## Locks under every fault for SOAK_GRANTS grants, 100000 unless set (2000 in `make test`); SOAK_SEED repeats a run's choices
 	SOAK_GRANTS=$${SOAK_GRANTS:-100000} \
-	  cargo test --locked --workspace --features concordat-tests/soak --test lock locks_keep_what_they_promise_whatever_breaks -- --nocapture
+	  cargo test --locked --workspace --test lock locks_keep_what_they_promise_whatever_breaks -- --nocapture
 
 .PHONY: fuzz
 fuzz: tools ## The fuzz targets for longer: FUZZ_SECONDS each, 60 unless set

@@ -14,7 +14,6 @@ mod lost;
 mod planted;
 mod restore;
 mod several;
-#[cfg(feature = "soak")]
 mod soak;
 mod space;
 mod staying;
