@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use concordat_protocol::{Entry, Key, Range};
+use concordat_protocol::{Entry, Key, Plan, Range};
 use concordat_store::{Store, Watch, WatchEvent};
 use concordat_tests::{etcd::Etcd, proxy::Proxy};
 use futures::future::join_all;
@@ -91,7 +91,7 @@ async fn what_was_compacted_before_it_was_told_comes_as_a_snapshot() {
     let snapshots = known.snapshots;
     proxy.refuse();
     let gone = changes(&writer, "gone", 1).await;
-    writer.commit(concordat_protocol::Plan::new().delete(key("gone"))).await.unwrap();
+    writer.commit(Plan::new().delete(key("gone"))).await.unwrap();
     let after = changes(&writer, "a", 3).await;
     etcd.compact().await.unwrap();
     proxy.heal();
@@ -124,11 +124,11 @@ async fn a_revision_is_never_torn() {
     let large = |name: &str| {
         let holder =
             concordat_protocol::lock::Holder { owner: "x".repeat(20_000), ..crate::holder(&session) };
-        concordat_protocol::Plan::new().put(key(name), holder, concordat_protocol::Lease::Forever)
+        Plan::new().put(key(name), holder, concordat_protocol::Lease::Forever)
     };
     let mut last = 0;
     for _ in 0..5 {
-        let mut plan = concordat_protocol::Plan::new();
+        let mut plan = Plan::new();
         for number in 0..KEYS {
             plan.writes.extend(large(&number.to_string()).writes);
         }
@@ -170,4 +170,40 @@ async fn many_watches_share_one_stream_and_each_is_told_its_own() {
     }
     // etcd says how far it has told even when nothing happens.
     while !watches[0].next().await.iter().any(|event| matches!(event, WatchEvent::Progress(_))) {}
+}
+
+/// One reader reads on and so tells when etcd has told all of it; the other has read nothing meanwhile.
+#[tokio::test]
+async fn who_reads_nothing_for_long_is_told_all_anew_and_then_what_follows() {
+    const KEYS: usize = 100;
+    let etcd = Etcd::start().await.unwrap();
+    let (writer, reader) = (connect(etcd.endpoint(0)).await, connect(etcd.endpoint(0)).await);
+    let (mut watch, mut quick) = (reader.watch(Range::Locks), reader.watch(Range::Locks));
+    let (mut known, mut all) = (Known::default(), Known::default());
+    known.read(&mut watch).await;
+    all.read(&mut quick).await;
+    let write = async {
+        let mut last = 0;
+        for number in 0..800 {
+            let mut plan = Plan::new();
+            for key in 0..KEYS {
+                plan.writes.extend(change(&key.to_string(), number).writes);
+            }
+            last = writer.commit(plan).await.unwrap().revision;
+        }
+        last
+    };
+    let read = async {
+        while all.told.len() < 800 * KEYS {
+            all.read(&mut quick).await;
+        }
+    };
+    let (last, ()) = tokio::join!(write, read);
+    assert_eq!(all.snapshots, 1);
+    known.until(&mut watch, "0", last).await;
+    assert_eq!(known.snapshots, 2);
+    assert!(known.entries == all.entries);
+    let more = changes(&writer, "0", 2).await;
+    known.until(&mut watch, "0", more[1]).await;
+    assert!(known.told.ends_with(&more));
 }
