@@ -11,6 +11,7 @@
 //! stands alone its holder was lost, and nobody tries before the lock-delay is over. Only then a grant takes the
 //! shadow's place, by compare.
 
+mod calls;
 mod landing;
 mod sight;
 mod staying;
@@ -20,8 +21,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use self::{sight::Sight, staying::Stay, wanting::Asked};
 use super::{
-    Caller, Effect, Fence, Found, Holder, Input, Mode, Rejected, Reply, Request, Rival, Seen, Token,
-    machine::{PATIENCE, REMEMBERED, STALL},
+    Caller, Effect, Fence, Found, Holder, Input, Mode, Rejected, Request, Rival, Seen, Token,
+    machine::{REMEMBERED, STALL},
     plans::{self, Frees, Left},
 };
 use crate::{Key, Millis, Name, Now, SessionId};
@@ -282,83 +283,6 @@ impl Swap {
         }
     }
 
-    fn acquire(&mut self, request: Request, now: Now) -> Result<(), Rejected> {
-        if request.wait == 0
-            && let Some(rival) = self.rival(now)
-        {
-            return Err(Rejected::Held(rival));
-        }
-        if self.line.len() >= request.max_waiters {
-            return Err(Rejected::Full);
-        }
-        if !self.watches() {
-            self.seen.forget();
-        }
-        self.contended &= !self.line.is_empty();
-        let wait = if request.wait == 0 { PATIENCE } else { request.wait };
-        let deadline = now.monotonic.saturating_add(wait);
-        self.line.push_back(Waiter { request, asked: now.monotonic, deadline });
-        Ok(())
-    }
-
-    /// Who is known to be in the way at this moment.
-    fn rival(&self, now: Now) -> Option<Box<Rival>> {
-        let rival = match &self.phase {
-            Phase::Held(grant) if now.monotonic < grant.end() => Some(grant.rival(now)),
-            Phase::Idle if self.watches() => self.in_the_way(now),
-            _ => None,
-        };
-        rival.map(Box::new)
-    }
-
-    fn cancel(&mut self, caller: Caller, now: Now, effects: &mut Vec<Effect>) {
-        self.line.retain(|waiter| waiter.request.caller != caller);
-        match &mut self.phase {
-            Phase::Trying { waiter, .. } => {
-                waiter.take_if(|waiter| waiter.request.caller == caller);
-            }
-            Phase::Held(grant) if grant.caller == caller => self.let_go(Vec::new(), now, effects),
-            Phase::Freeing { callers, .. } => callers.retain(|other| *other != caller),
-            Phase::Idle | Phase::Held(_) | Phase::Staying(_) => {}
-        }
-    }
-
-    fn renew(&mut self, token: Token, believed: Millis, now: Now) -> Result<Reply, Rejected> {
-        let Phase::Held(grant) = &mut self.phase else { return Err(self.not_held(token)) };
-        if grant.token != token {
-            return Err(self.not_held(token));
-        }
-        let believed = believed.max(grant.believed);
-        if now.monotonic >= grant.until.min(believed) {
-            return Err(Rejected::Lost);
-        }
-        grant.believed = believed;
-        grant.until = grant.until.max(now.monotonic.saturating_add(grant.ttl)).min(grant.limit);
-        Ok(Reply::Renewed { expires_in: grant.end() - now.monotonic })
-    }
-
-    fn release(
-        &mut self,
-        caller: Caller,
-        token: Token,
-        now: Now,
-        effects: &mut Vec<Effect>,
-    ) -> Result<(), Rejected> {
-        match &mut self.phase {
-            Phase::Held(grant) if grant.token == token => self.let_go(vec![caller], now, effects),
-            Phase::Freeing { token: Some(freed), callers, .. } if *freed == token => callers.push(caller),
-            _ if self.ended.contains(&(token, End::Released)) => {
-                effects.push(Effect::Reply(caller, Ok(Reply::Released)));
-            }
-            _ => return Err(self.not_held(token)),
-        }
-        Ok(())
-    }
-
-    fn not_held(&self, token: Token) -> Rejected {
-        if self.ended.contains(&(token, End::Lost)) { Rejected::Lost } else { Rejected::Mismatch }
-    }
-
     /// Ends the grant against its holder's will, and frees the key.
     fn take_away(&mut self, effects: &mut Vec<Effect>) {
         let Phase::Held(grant) = &self.phase else { return };
@@ -498,28 +422,5 @@ impl Swap {
     fn stalled(&self, now: Now) -> bool {
         self.retry_at > 0
             || matches!(self.phase, Phase::Trying { since, .. } if since + STALL <= now.monotonic)
-    }
-
-    fn drain(&mut self, effects: &mut Vec<Effect>) {
-        self.reject(&Rejected::Unavailable { unknown: false }, effects, |_| true);
-        match &self.phase {
-            Phase::Held(grant) => self.free(grant.freed(self.both()), Some(grant.token), Vec::new()),
-            _ => self.give_up(),
-        }
-    }
-
-    /// Sends away whoever waits and is meant, the one tried for too.
-    fn reject(&mut self, why: &Rejected, effects: &mut Vec<Effect>, meant: impl Fn(&Request) -> bool) {
-        let mut reject = |request: &Request| {
-            let meant = meant(request);
-            if meant {
-                effects.push(Effect::Reply(request.caller, Err(why.clone())));
-            }
-            meant
-        };
-        if let Phase::Trying { waiter, .. } = &mut self.phase {
-            waiter.take_if(|waiter| reject(&waiter.request));
-        }
-        self.line.retain(|waiter| !reject(&waiter.request));
     }
 }
