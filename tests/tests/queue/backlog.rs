@@ -84,7 +84,7 @@ async fn it_arrives_whole() -> Result<()> {
 #[tokio::test]
 async fn what_was_lost_with_its_last_delivery_becomes_dead_letters_whole() -> Result<()> {
     let world = World::start(queue::Settings { max_deliveries: 1, ..large() }).await?;
-    let mut victim = world.sidecar_with("victim", Some("")).await?;
+    let mut victim = world.sidecar("victim").await?;
     publish(&victim).await?;
     let survivor = world.sidecar("survivor").await?;
     let mut taken = 0;
