@@ -1,12 +1,13 @@
 //! The contract of API.md §2, call by call.
 
 use anyhow::{Result, ensure};
-use concordat_protocol::lock::Sharing;
+use concordat_protocol::lock::{Mode, Settings, Sharing};
 use concordat_tests::process::eventually;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::world::{World, settings};
+use crate::world::{Answer, World, settings};
 
 #[tokio::test]
 async fn a_lock_is_taken_shown_renewed_and_let_go() -> Result<()> {
@@ -74,6 +75,32 @@ async fn an_old_release_repeated_leaves_a_later_grant_alone() -> Result<()> {
     assert_eq!(a.renew("k", &first.token()).await?.code(), "lock-token-mismatch");
     assert_eq!(world.holder("k").await?.map(|holder| holder.owner), Some("b".to_owned()));
     world.judge("k").await?;
+    Ok(())
+}
+
+/// A key for each order, say: what a sidecar remembers of those it is done with has bounds.
+#[tokio::test]
+async fn thousands_of_keys_are_used_once_each_and_the_first_once_more() -> Result<()> {
+    const KEYS: usize = 6_000;
+    let world = World::one().await?;
+    world.define("lease", Settings { mode: Mode::Lease, ..settings() }).await?;
+    let sidecar = &world.sidecar("a").await?;
+    let world = &world;
+    let used = |number: usize| async move {
+        let path = format!("lease/{number}");
+        let grant = world.acquire(sidecar, &path, json!({})).await?;
+        ensure!(grant.status == StatusCode::OK, "{grant:?}");
+        let released = world.let_go(sidecar, &path, &grant).await?;
+        ensure!(released.status == StatusCode::NO_CONTENT, "{released:?}");
+        Ok(grant)
+    };
+    let grants: Vec<Answer> = stream::iter(0..KEYS).map(used).buffered(32).try_collect().await?;
+    let (first, last) = (&grants[0], &grants[KEYS - 1]);
+    // A release that is repeated is told from a wrong one as long as its key is remembered.
+    let repeated = world.let_go(sidecar, &format!("lease/{}", KEYS - 1), last).await?;
+    assert_eq!(repeated.status, StatusCode::NO_CONTENT);
+    assert_eq!(world.let_go(sidecar, "lease/0", first).await?.code(), "lock-token-mismatch");
+    assert!(used(0).await?.fence() > last.fence());
     Ok(())
 }
 
