@@ -40,15 +40,10 @@ impl Delivery {
 
     /// Forgets bodies of the youngest segments as long as they are too many: they are read again when they are taken.
     pub(super) fn make_room(&mut self) {
-        let bodies: Vec<SegmentAt> =
-            if self.cached > CACHED_BYTES { self.bodies.iter().rev().copied().collect() } else { Vec::new() };
-        for at in bodies {
-            if self.cached <= CACHED_BYTES {
-                return;
-            }
-            if self.segments.get(&at).is_some_and(|segment| !segment.busy) {
-                self.forget_body(at);
-            }
+        while self.cached > CACHED_BYTES {
+            let rests = |at: &&SegmentAt| self.segments.get(at).is_some_and(|segment| !segment.busy);
+            let Some(youngest) = self.bodies.iter().rev().find(rests).copied() else { return };
+            self.forget_body(youngest);
         }
     }
 
