@@ -58,7 +58,7 @@ pub async fn run(command: Command) -> Result<()> {
         for &clients in &command.clients {
             for work in Work::ALL.into_iter().filter(|work| work.name().contains(&command.only)) {
                 let figure = work.run(&stage, clients, Duration::from_secs(command.seconds)).await?;
-                eprintln!("round {} · {clients:>3} clients · {:<28} {figure}", round + 1, work.name());
+                eprintln!("round {} · {clients:>3} clients · {:<34} {figure}", round + 1, work.name());
                 report.figures.add(work, clients, figure);
             }
         }

@@ -1,110 +1,84 @@
-//! A client with one connection, as light as it gets: the generator shares the cores with what it measures. Each request
-//! is one write, each answer one read or a few; answers tell their length, as those of a sidecar do.
+//! Clients of a sidecar, as light as they get: the generator shares the cores with what it measures.
 
-use anyhow::{Context, Result, bail, ensure};
-use hyper::{Method, StatusCode};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+mod one;
+mod two;
 
-/// One kept-alive connection.
-pub(super) struct Http {
-    stream: TcpStream,
-    asked: Vec<u8>,
-    /// The answer before, up to `length`, and what is read of the next one.
-    answered: Vec<u8>,
-    length: usize,
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use hyper::Method;
+
+use self::{one::One, two::Two};
+
+/// How clients reach a sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wire {
+    /// HTTP/1.1, a connection a client: apps of one thread each, or a pool as large as the load.
+    One,
+    /// HTTP/2, one connection for all clients, as an app's clients of etcd share one.
+    Two,
+}
+
+impl Wire {
+    pub(super) const ALL: [Self; 2] = [Self::One, Self::Two];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::One => "HTTP/1.1",
+            Self::Two => "HTTP/2",
+        }
+    }
+}
+
+/// One client.
+pub(super) enum Http {
+    One(One),
+    Two(Two),
 }
 
 impl Http {
-    /// Connects to a port of 127.0.0.1.
+    /// A client with a connection of its own to a port of 127.0.0.1.
     pub(super) async fn connect(port: u16) -> Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream, asked: Vec::new(), answered: Vec::with_capacity(4096), length: 0 })
+        Ok(Self::One(One::connect(port).await?))
     }
 
-    /// So many of them.
-    pub(super) async fn several(port: u16, count: usize) -> Result<Vec<Self>> {
-        let mut connections = Vec::new();
-        for _ in 0..count {
-            connections.push(Self::connect(port).await?);
+    /// So many clients.
+    pub(super) async fn several(wire: Wire, port: u16, count: usize) -> Result<Vec<Self>> {
+        let mut clients = Vec::new();
+        match wire {
+            Wire::One => {
+                for _ in 0..count {
+                    clients.push(Self::connect(port).await?);
+                }
+            }
+            Wire::Two => {
+                let shared = Two::connect(port).await?;
+                clients.extend((0..count).map(|_| Self::Two(shared.clone())));
+            }
         }
-        Ok(connections)
+        Ok(clients)
     }
 
-    /// One request; its answer must have one of the statuses. The body stays until the next request.
+    /// One request; its answer must have one of the statuses. Its body stays until the next request.
     pub(super) async fn send(
         &mut self,
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
-        body: impl AsRef<[u8]>,
+        body: impl Into<Bytes>,
         expected: &[u16],
-    ) -> Result<(StatusCode, &[u8])> {
-        let body = body.as_ref();
-        self.asked.clear();
-        for part in [method.as_str(), " ", path, " HTTP/1.1\r\nhost: 127.0.0.1\r\n"] {
-            self.asked.extend_from_slice(part.as_bytes());
-        }
-        for (name, value) in headers {
-            for part in [name, ": ", value, "\r\n"] {
-                self.asked.extend_from_slice(part.as_bytes());
-            }
-        }
-        if !body.is_empty() {
-            self.asked.extend_from_slice(format!("content-length: {}\r\n", body.len()).as_bytes());
-        }
-        self.asked.extend_from_slice(b"\r\n");
-        self.asked.extend_from_slice(body);
-        self.stream.write_all(&self.asked).await?;
-
-        self.answered.drain(..self.length);
-        let (status, head, length) = loop {
-            if let Some(head) = find(&self.answered, b"\r\n\r\n") {
-                let (status, length) = read_head(&self.answered[..head])?;
-                break (status, head + 4, length);
-            }
-            self.read().await?;
+    ) -> Result<&[u8]> {
+        let body = body.into();
+        let (status, answered) = match self {
+            Self::One(one) => one.send(&method, path, headers, &body).await?,
+            Self::Two(two) => two.send(method, path, headers, body).await?,
         };
-        self.length = head + length;
-        while self.answered.len() < self.length {
-            self.read().await?;
-        }
-        let body = &self.answered[head..self.length];
         ensure!(
             expected.contains(&status.as_u16()),
             "{path} answered {status}: {}",
-            String::from_utf8_lossy(body)
+            String::from_utf8_lossy(answered)
         );
-        Ok((status, body))
+        Ok(answered)
     }
-
-    async fn read(&mut self) -> Result<()> {
-        if self.stream.read_buf(&mut self.answered).await? == 0 {
-            bail!("the sidecar closed the connection");
-        }
-        Ok(())
-    }
-}
-
-/// Status and length of the body, from a head without its empty line.
-fn read_head(head: &[u8]) -> Result<(StatusCode, usize)> {
-    let head = std::str::from_utf8(head)?;
-    let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)).context("no status")?;
-    let status: StatusCode = status.parse()?;
-    let length = lines.filter_map(|line| line.split_once(':'));
-    let length = length.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-    let length = length.map(|(_, value)| value.trim().parse()).next();
-    // RFC 9110, 8.6: an answer without content has none.
-    ensure!(length.is_some() || status == StatusCode::NO_CONTENT, "an answer without its length: {head}");
-    Ok((status, length.transpose()?.unwrap_or(0)))
-}
-
-fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
-    text.windows(wanted.len()).position(|found| found == wanted)
 }
 
 /// The first text of this name in a JSON body, found by looking for it: to parse what is thrown away would take the

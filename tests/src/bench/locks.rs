@@ -60,13 +60,13 @@ pub async fn run(command: Command) -> Result<()> {
         for &clients in &command.clients {
             for work in Work::PAIRS.into_iter().filter(chosen) {
                 let figure = work.run(&stage, clients, time).await?;
-                eprintln!("round {round} · {clients:>3} clients · {:<52} {figure}", work.name());
+                eprintln!("round {round} · {clients:>3} clients · {:<66} {figure}", work.name());
                 report.pairs.add(work, clients, figure);
             }
         }
         for work in Work::CONTENDED.into_iter().filter(chosen) {
             let figure = work.run(&stage, command.contenders, time).await?;
-            eprintln!("round {round} · {:>3} on one key · {:<50} {figure}", command.contenders, work.name());
+            eprintln!("round {round} · {:>3} on one key · {:<64} {figure}", command.contenders, work.name());
             report.contended.add(work, command.contenders, figure);
         }
         if command.only.is_empty() {

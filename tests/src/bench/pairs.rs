@@ -7,7 +7,7 @@ use etcd_client::{Client, LockOptions};
 use hyper::Method;
 
 use super::{
-    http::{Http, text},
+    http::{Http, Wire, text},
     load::{Figure, Meter, all},
 };
 
@@ -35,8 +35,14 @@ pub(super) async fn v3lock(client: &Client, clients: usize, time: Duration) -> R
 }
 
 /// By a sidecar, over HTTP, of this lock.
-pub(super) async fn sidecar(port: u16, lock: &str, clients: usize, time: Duration) -> Result<Figure> {
-    let mut connections = Http::several(port, clients).await?;
+pub(super) async fn sidecar(
+    wire: Wire,
+    port: u16,
+    lock: &str,
+    clients: usize,
+    time: Duration,
+) -> Result<Figure> {
+    let mut connections = Http::several(wire, port, clients).await?;
     let meter = Meter::start(time)?;
     all(connections.iter_mut().enumerate().map(|(number, http)| {
         let meter = meter.clone();
@@ -44,7 +50,7 @@ pub(super) async fn sidecar(port: u16, lock: &str, clients: usize, time: Duratio
             let path = format!("/v1/locks/{lock}/{number}");
             while meter.goes_on() {
                 let since = Instant::now();
-                let (_, grant) = http.send(Method::POST, &path, &[], "", &[200]).await?;
+                let grant = http.send(Method::POST, &path, &[], "", &[200]).await?;
                 let token = text(grant, "token")?.to_owned();
                 let token = [("lock-token", &*token)];
                 http.send(Method::DELETE, &path, &token, "", &[204]).await?;

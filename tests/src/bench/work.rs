@@ -8,9 +8,10 @@ use std::{
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use hyper::Method;
+use tokio::sync::Semaphore;
 
 use super::{
-    http::{Http, text},
+    http::{Http, Wire, text},
     load::{Figure, Meter, all},
     pairs,
     stage::Stage,
@@ -29,47 +30,53 @@ pub(super) enum Work {
     /// etcd's own lock service (v3lock): lock and unlock, straight to it.
     EtcdLock,
     /// A lock acquired and released, one key a client.
-    Lock,
+    Lock(Wire),
     /// One message published a request.
-    Publish,
+    Publish(Wire),
     /// A hundred messages published a request.
-    PublishBatch,
+    PublishBatch(Wire),
     /// A message published, received and acknowledged, each by a request.
-    Deliver,
+    Deliver(Wire),
     /// Two-phase commit with two participants.
-    Transaction,
+    Transaction(Wire),
 }
 
 impl Work {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Put,
         Self::EtcdLock,
-        Self::Lock,
-        Self::Publish,
-        Self::PublishBatch,
-        Self::Deliver,
-        Self::Transaction,
+        Self::Lock(Wire::One),
+        Self::Lock(Wire::Two),
+        Self::Publish(Wire::One),
+        Self::Publish(Wire::Two),
+        Self::PublishBatch(Wire::One),
+        Self::PublishBatch(Wire::Two),
+        Self::Deliver(Wire::One),
+        Self::Deliver(Wire::Two),
+        Self::Transaction(Wire::One),
+        Self::Transaction(Wire::Two),
     ];
 
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Put => "etcd, plain puts",
-            Self::EtcdLock => "etcd's v3lock, pairs",
-            Self::Lock => "lock, acquire + release",
-            Self::Publish => "publish, 1 a request",
-            Self::PublishBatch => "publish, 100 a request",
-            Self::Deliver => "publish → receive → ack",
-            Self::Transaction => "two-phase commit",
-        }
+    pub(super) fn name(self) -> String {
+        let (what, wire) = match self {
+            Self::Put => return "etcd, plain puts".into(),
+            Self::EtcdLock => return "etcd's v3lock, pairs".into(),
+            Self::Lock(wire) => ("lock, acquire + release", wire),
+            Self::Publish(wire) => ("publish, 1 a request", wire),
+            Self::PublishBatch(wire) => ("publish, 100 a request", wire),
+            Self::Deliver(wire) => ("publish → receive → ack", wire),
+            Self::Transaction(wire) => ("two-phase commit", wire),
+        };
+        format!("{what}; {}", wire.name())
     }
 
     /// etcd round trips that one operation needs, those of a watch included.
     pub(super) fn round_trips(self) -> u32 {
         match self {
-            Self::Put | Self::Publish | Self::PublishBatch => 1,
-            Self::EtcdLock | Self::Lock => 2,
-            Self::Deliver => 3,
-            Self::Transaction => 5,
+            Self::Put | Self::Publish(_) | Self::PublishBatch(_) => 1,
+            Self::EtcdLock | Self::Lock(_) => 2,
+            Self::Deliver(_) => 3,
+            Self::Transaction(_) => 5,
         }
     }
 
@@ -83,11 +90,11 @@ impl Work {
         match self {
             Self::Put => puts(stage, clients, time).await,
             Self::EtcdLock => pairs::v3lock(&stage.client, clients, time).await,
-            Self::Lock => pairs::sidecar(stage.port()?, "bench", clients, time).await,
-            Self::Publish => publish(stage, clients, time, 1).await,
-            Self::PublishBatch => publish(stage, clients, time, BATCH).await,
-            Self::Deliver => deliver(stage, clients, time).await,
-            Self::Transaction => transactions(stage, clients, time).await,
+            Self::Lock(wire) => pairs::sidecar(wire, stage.port()?, "bench", clients, time).await,
+            Self::Publish(wire) => publish(wire, stage, clients, time, 1).await,
+            Self::PublishBatch(wire) => publish(wire, stage, clients, time, BATCH).await,
+            Self::Deliver(wire) => deliver(wire, stage, clients, time).await,
+            Self::Transaction(wire) => transactions(wire, stage, clients, time).await,
         }
     }
 }
@@ -110,10 +117,16 @@ async fn puts(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
     Ok(meter.figure())
 }
 
-async fn publish(stage: &Stage, clients: usize, time: Duration, messages: usize) -> Result<Figure> {
+async fn publish(
+    wire: Wire,
+    stage: &Stage,
+    clients: usize,
+    time: Duration,
+    messages: usize,
+) -> Result<Figure> {
     let queue = fresh_name();
     stage.new_queue(&queue).await?;
-    let mut connections = Http::several(stage.port()?, clients).await?;
+    let mut connections = Http::several(wire, stage.port()?, clients).await?;
     let path = format!("/v1/queues/{queue}/messages");
     let (kind, body) = payload(messages);
     let meter = Meter::start(time)?;
@@ -122,7 +135,7 @@ async fn publish(stage: &Stage, clients: usize, time: Duration, messages: usize)
         async move {
             while meter.goes_on() {
                 let since = Instant::now();
-                http.send(Method::POST, path, &[("content-type", kind)], body, &[200, 201]).await?;
+                http.send(Method::POST, path, &[("content-type", kind)], body.clone(), &[200, 201]).await?;
                 meter.done(messages as u64, since);
             }
             Ok(())
@@ -133,13 +146,13 @@ async fn publish(stage: &Stage, clients: usize, time: Duration, messages: usize)
     Ok(meter.figure())
 }
 
-/// As many consumers as publishers; what counts is an acknowledged message, and how long publish, receive and ack of
-/// one client took together when each got one.
-async fn deliver(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
+/// As many consumers as publishers, and at most as many messages on their way from one to the other; each goes at its own
+/// pace. What counts is an acknowledged message, and how long its consumer waited for it and for the acknowledgement.
+async fn deliver(wire: Wire, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
     let queue = fresh_name();
     stage.new_queue(&queue).await?;
-    let mut publishers = Http::several(stage.port()?, clients).await?;
-    let mut consumers = Http::several(stage.port()?, clients).await?;
+    let mut publishers = Http::several(wire, stage.port()?, clients).await?;
+    let mut consumers = Http::several(wire, stage.port()?, clients).await?;
     let (kind, body) = payload(1);
     let (publish, receive, ack) = (
         format!("/v1/queues/{queue}/messages"),
@@ -147,34 +160,40 @@ async fn deliver(stage: &Stage, clients: usize, time: Duration) -> Result<Figure
         format!("/v1/queues/{queue}/ack"),
     );
     let meter = Meter::start(time)?;
-    all(publishers.iter_mut().zip(&mut consumers).map(|(publisher, consumer)| {
-        let (meter, body) = (meter.clone(), &body);
-        let (publish, receive, ack) = (&publish, &receive, &ack);
+    let ahead = Semaphore::new(clients);
+    let publishing = all(publishers.iter_mut().map(|http| {
+        let (meter, body, publish, ahead) = (meter.clone(), &body, &publish, &ahead);
+        async move {
+            while let Ok(Ok(place)) = tokio::time::timeout_at(meter.end.into(), ahead.acquire()).await {
+                place.forget();
+                http.send(Method::POST, publish, &[("content-type", kind)], body.clone(), &[201]).await?;
+            }
+            Ok(())
+        }
+    }));
+    let consuming = all(consumers.iter_mut().map(|http| {
+        let (meter, receive, ack, ahead) = (meter.clone(), &receive, &ack, &ahead);
         async move {
             while meter.goes_on() {
                 let since = Instant::now();
-                let content = [("content-type", kind)];
-                let published = publisher.send(Method::POST, publish, &content, body, &[201]);
-                let received = consumer.send(Method::POST, receive, &[], "", &[200]);
-                let (published, received) = tokio::join!(published, received);
-                published?;
-                let (_, received) = received?;
-                let receipt = text(received, "receipt")?;
+                let received = http.send(Method::POST, receive, &[], "", &[200]).await?;
+                let Ok(receipt) = text(received, "receipt") else { continue };
                 let receipts = format!("{{\"receipts\":[\"{receipt}\"]}}");
                 let json = [("content-type", "application/json")];
-                consumer.send(Method::POST, ack, &json, receipts, &[200]).await?;
+                http.send(Method::POST, ack, &json, receipts, &[200]).await?;
+                ahead.add_permits(1);
                 meter.done(1, since);
             }
             Ok(())
         }
-    }))
-    .await?;
+    }));
+    tokio::try_join!(publishing, consuming)?;
     stage.drop_queue(&queue).await?;
     Ok(meter.figure())
 }
 
-async fn transactions(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
-    let mut connections = Http::several(stage.port()?, clients).await?;
+async fn transactions(wire: Wire, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
+    let mut connections = Http::several(wire, stage.port()?, clients).await?;
     let meter = Meter::start(time)?;
     all(connections.iter_mut().map(|http| {
         let meter = meter.clone();
@@ -183,7 +202,7 @@ async fn transactions(stage: &Stage, clients: usize, time: Duration) -> Result<F
             while meter.goes_on() {
                 let since = Instant::now();
                 let path = "/v1/transactions/bench?wait=30s";
-                let (_, answer) = http.send(Method::POST, path, &json, "{}", &[200]).await?;
+                let answer = http.send(Method::POST, path, &json, "{}", &[200]).await?;
                 ensure!(text(answer, "outcome")? == "committed", "{}", String::from_utf8_lossy(answer));
                 meter.done(1, since);
             }

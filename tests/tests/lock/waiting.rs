@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use concordat_tests::{etcd::Etcd, process::eventually, proxy::Proxy};
+use futures::{StreamExt, stream::FuturesUnordered};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
@@ -98,21 +99,44 @@ async fn a_wait_ends_before_the_time_it_was_given_and_leaves_nothing_behind() ->
 #[tokio::test]
 async fn a_caller_that_hangs_up_leaves_nothing_behind() -> Result<()> {
     let world = World::one().await?;
-    let (a, b) = (world.sidecar("a").await?, world.sidecar("b").await?);
-    let grant = world.acquire(&a, "orders/k", json!({"ttl": "1m"})).await?;
-    let gone = tokio::spawn(b.request(Method::POST, "/v1/locks/orders/k?wait=1m").send());
-    b.waiters("k", 1).await?;
-    let stays = b.wait("orders/k", json!({}));
-    b.waiters("k", 2).await?;
-    gone.abort();
-    b.waiters("k", 1).await?;
-    world.release(&a, "k", &grant).await?;
-    let next = stays.await??;
-    assert_eq!(next.status, StatusCode::OK);
-    assert_eq!(world.release(&b, "k", &next).await?.status, StatusCode::NO_CONTENT);
-    // An attempt for who hung up may have been under way: what it takes is let go, as the two grants are.
-    assert!(a.shows_nobody("k").await? && b.shows_nobody("k").await?);
+    let a = world.sidecar("a").await?;
+    for b in [world.sidecar("b").await?, world.sidecar("c").await?.over_http2()?] {
+        let grant = world.acquire(&a, "orders/k", json!({"ttl": "1m"})).await?;
+        let gone = tokio::spawn(b.request(Method::POST, "/v1/locks/orders/k?wait=1m").send());
+        b.waiters("k", 1).await?;
+        let stays = b.wait("orders/k", json!({}));
+        b.waiters("k", 2).await?;
+        gone.abort();
+        b.waiters("k", 1).await?;
+        world.release(&a, "k", &grant).await?;
+        let next = stays.await??;
+        assert_eq!(next.status, StatusCode::OK);
+        assert_eq!(world.release(&b, "k", &next).await?.status, StatusCode::NO_CONTENT);
+        // An attempt for who hung up may have been under way: what it takes is let go, as the two grants are.
+        assert!(a.shows_nobody("k").await? && b.shows_nobody("k").await?);
+    }
     world.judge("k").await?;
+    Ok(())
+}
+
+/// Of an app whose requests share a connection, those that wait are as many as may: what lets go comes past them.
+#[tokio::test]
+async fn whoever_waits_on_a_shared_connection_holds_up_nobody() -> Result<()> {
+    const WAIT: u64 = 300;
+    let world = World::one().await?;
+    let sidecar = world.sidecar("a").await?.over_http2()?;
+    let mut holder = world.acquire(&sidecar, "orders/k", json!({"ttl": "5m"})).await?;
+    let mut waiting: FuturesUnordered<_> =
+        (0..WAIT).map(|_| sidecar.wait("orders/k", json!({"ttl": "5m"}))).collect();
+    sidecar.waiters("k", WAIT).await?;
+    while let Some(next) = {
+        assert_eq!(world.release(&sidecar, "k", &holder).await?.status, StatusCode::NO_CONTENT);
+        waiting.next().await
+    } {
+        holder = next??;
+        assert_eq!(holder.status, StatusCode::OK, "{holder:?}");
+    }
+    assert_eq!(world.judge("k").await?.grants.len() as u64, WAIT + 1);
     Ok(())
 }
 

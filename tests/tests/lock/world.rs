@@ -334,6 +334,12 @@ impl Sidecar {
         Ok(Answer { status, retry_after: retry_after.transpose()?, body })
     }
 
+    /// Asked from now on over one HTTP/2 connection for all requests.
+    pub(crate) fn over_http2(mut self) -> Result<Self> {
+        self.client = Client::builder().http2_prior_knowledge().build()?;
+        Ok(self)
+    }
+
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.request_of(&self.client, method, path)
     }

@@ -357,17 +357,18 @@ async fn what_is_malformed_or_not_supported_is_refused() -> Result<()> {
 #[tokio::test]
 async fn a_poller_that_hangs_up_leaves_nothing_behind() -> Result<()> {
     let world = World::start(settings()).await?;
-    let sidecar = world.sidecar("shop").await?;
-    for _ in 0..5 {
-        let poll = sidecar
-            .ask(Method::POST, "orders/receive?max=10&wait=1m")
-            .timeout(std::time::Duration::from_millis(50));
-        assert!(poll.send().await.is_err(), "it hangs up");
+    for sidecar in [world.sidecar("shop").await?, world.sidecar("shop").await?.over_http2()?] {
+        for _ in 0..5 {
+            let poll = sidecar
+                .ask(Method::POST, "orders/receive?max=10&wait=1m")
+                .timeout(std::time::Duration::from_millis(50));
+            assert!(poll.send().await.is_err(), "it hangs up");
+        }
+        sidecar.publish(&json!("a"), None).await?;
+        let received = sidecar.receive_some(1).await?;
+        assert_eq!((received.len(), received[0].deliveries), (1, 1));
+        assert_eq!(sidecar.ack(&received).await?, ["ok"]);
     }
-    sidecar.publish(&json!("a"), None).await?;
-    let received = sidecar.receive_some(1).await?;
-    assert_eq!((received.len(), received[0].deliveries), (1, 1));
-    assert_eq!(sidecar.ack(&received).await?, ["ok"]);
     world.settled().await?;
     Ok(())
 }

@@ -203,6 +203,12 @@ impl Sidecar {
         Ok(proxy)
     }
 
+    /// Asked from now on over one HTTP/2 connection for all requests.
+    pub(crate) fn over_http2(mut self) -> Result<Self> {
+        self.client = reqwest::Client::builder().http2_prior_knowledge().build()?;
+        Ok(self)
+    }
+
     pub(crate) fn ask(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}/{path}", self.base))
     }

@@ -34,7 +34,7 @@ pub(super) async fn sidecars(ports: &[u16], lock: &str, clients: usize, time: Du
         let (meter, released, path, asking) = (meter.clone(), released.clone(), &path, &asking);
         async move {
             while meter.goes_on() {
-                let (_, grant) = http.send(Method::POST, asking, &[], "", &[200]).await?;
+                let grant = http.send(Method::POST, asking, &[], "", &[200]).await?;
                 handed_over(&meter, &released);
                 let token = text(grant, "token")?.to_owned();
                 let token = [("lock-token", &*token)];

@@ -9,7 +9,10 @@ use anyhow::{Result, ensure};
 use redis::Script;
 use zookeeper_client::{Acls, Client, CreateMode};
 
-use super::super::load::{Figure, Meter, all};
+use super::super::{
+    http::Wire,
+    load::{Figure, Meter, all},
+};
 use crate::process::{Process, eventually, folder, free_port};
 
 /// More sessions than this make ZooKeeper no faster.
@@ -99,8 +102,8 @@ impl Redis {
     }
 
     /// A key that is set if absent with a time to live, and a counter of fences, in one script; a script that deletes it
-    /// if it is one's own. A connection a client.
-    pub(super) async fn pairs(&self, clients: usize, time: Duration) -> Result<Figure> {
+    /// if it is one's own.
+    pub(super) async fn pairs(&self, wire: Wire, clients: usize, time: Duration) -> Result<Figure> {
         let acquire = Script::new(
             "if redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then \
              return redis.call('incr', KEYS[2]) else return 0 end",
@@ -109,8 +112,12 @@ impl Redis {
             "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end",
         );
         let mut connections = Vec::new();
+        let shared = self.client.get_multiplexed_async_connection().await?;
         for _ in 0..clients {
-            connections.push(self.client.get_multiplexed_async_connection().await?);
+            connections.push(match wire {
+                Wire::One => self.client.get_multiplexed_async_connection().await?,
+                Wire::Two => shared.clone(),
+            });
         }
         let meter = Meter::start(time)?;
         all(connections.into_iter().enumerate().map(|(number, mut connection)| {

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use super::{
     super::{
         figures::{Figures, cores, middle},
+        http::Wire,
         load::Figure,
     },
     stage::{LOCK_DELAY, TTL},
@@ -14,13 +15,18 @@ use super::{
 };
 
 /// What is compared with what, at how many clients, and what the ratio must reach (issue "Locks", How fast).
-const PAIRS: [(Work, Work, usize, f64); 6] = [
-    (Work::Sidecar, Work::V3Lock, 64, 1.5),
-    (Work::Sidecar, Work::V3Lock, 256, 1.5),
-    (Work::Sidecar, Work::ZooKeeper, 64, 0.8),
-    (Work::Sidecar, Work::ZooKeeper, 256, 1.0),
+const PAIRS: [(Work, Work, usize, f64); 11] = [
+    (Work::Sidecar(Wire::One), Work::V3Lock, 64, 1.5),
+    (Work::Sidecar(Wire::Two), Work::V3Lock, 64, 1.5),
+    (Work::Sidecar(Wire::One), Work::V3Lock, 256, 1.5),
+    (Work::Sidecar(Wire::Two), Work::V3Lock, 256, 1.5),
+    (Work::Sidecar(Wire::One), Work::ZooKeeper, 64, 0.8),
+    (Work::Sidecar(Wire::Two), Work::ZooKeeper, 64, 0.8),
+    (Work::Sidecar(Wire::One), Work::ZooKeeper, 256, 1.0),
+    (Work::Sidecar(Wire::Two), Work::ZooKeeper, 256, 1.0),
     (Work::Store, Work::V3Lock, 64, 3.0),
-    (Work::Stays, Work::Redis, 64, 1.5),
+    (Work::Stays(Wire::One), Work::Redis(Wire::One), 64, 1.5),
+    (Work::Stays(Wire::Two), Work::Redis(Wire::Two), 64, 1.5),
 ];
 const CONTENDED: [(Work, Work, f64); 2] =
     [(Work::FairOne, Work::Recipe, 8.0), (Work::FairFour, Work::Recipe, 5.0)];

@@ -13,6 +13,7 @@ use concordat_protocol::{
 
 use super::{
     super::{
+        http::Wire,
         load::{Figure, Meter, all},
         pairs,
     },
@@ -27,14 +28,14 @@ pub(super) enum Work {
     V3Lock,
     /// ZooKeeper's recipe, called directly.
     ZooKeeper,
-    /// Redis, called directly.
-    Redis,
+    /// Redis, called directly, as a sidecar is: by a connection a client, or one for all.
+    Redis(Wire),
     /// The plans of a sidecar, committed by a store in this process.
     Store,
     /// Through a sidecar; both steps are committed, as of mode `Lease` they always are.
-    Sidecar,
+    Sidecar(Wire),
     /// Through a sidecar, of mode `CompareAndSwap`, whose lock stays where it was let go until another wants it.
-    Stays,
+    Stays(Wire),
     /// etcd's own recipe of a mutex.
     Recipe,
     /// First come, first served, by one sidecar.
@@ -49,26 +50,43 @@ pub(super) enum Work {
 
 impl Work {
     /// One key a client.
-    pub(super) const PAIRS: [Self; 6] =
-        [Self::V3Lock, Self::ZooKeeper, Self::Redis, Self::Store, Self::Sidecar, Self::Stays];
+    pub(super) const PAIRS: [Self; 9] = [
+        Self::V3Lock,
+        Self::ZooKeeper,
+        Self::Redis(Wire::One),
+        Self::Redis(Wire::Two),
+        Self::Store,
+        Self::Sidecar(Wire::One),
+        Self::Sidecar(Wire::Two),
+        Self::Stays(Wire::One),
+        Self::Stays(Wire::Two),
+    ];
     /// One key for all.
     pub(super) const CONTENDED: [Self; 5] =
         [Self::Recipe, Self::FairOne, Self::FairFour, Self::SwapOne, Self::SwapFour];
 
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::V3Lock => "etcd's v3lock, called directly",
-            Self::ZooKeeper => "ZooKeeper, called directly",
-            Self::Redis => "Redis, AOF always, called directly",
-            Self::Store => "the store in process",
-            Self::Sidecar => "through the sidecar, both steps committed (Lease)",
-            Self::Stays => "through the sidecar, a lock that stayed (CompareAndSwap)",
-            Self::Recipe => "etcd's own mutex recipe",
-            Self::FairOne => "FairQueue, one sidecar",
-            Self::FairFour => "FairQueue, four sidecars",
-            Self::SwapOne => "CompareAndSwap, one sidecar",
-            Self::SwapFour => "CompareAndSwap, four sidecars",
-        }
+    pub(super) fn name(self) -> String {
+        let (what, how) = match self {
+            Self::V3Lock => ("etcd's v3lock, called directly", ""),
+            Self::ZooKeeper => ("ZooKeeper, called directly", ""),
+            Self::Redis(Wire::One) => ("Redis, AOF always, called directly", "; a connection a client"),
+            Self::Redis(Wire::Two) => ("Redis, AOF always, called directly", "; one connection"),
+            Self::Store => ("the store in process", ""),
+            Self::Sidecar(Wire::One) => ("through the sidecar, both steps committed (Lease)", "; HTTP/1.1"),
+            Self::Sidecar(Wire::Two) => ("through the sidecar, both steps committed (Lease)", "; HTTP/2"),
+            Self::Stays(Wire::One) => {
+                ("through the sidecar, a lock that stayed (CompareAndSwap)", "; HTTP/1.1")
+            }
+            Self::Stays(Wire::Two) => {
+                ("through the sidecar, a lock that stayed (CompareAndSwap)", "; HTTP/2")
+            }
+            Self::Recipe => ("etcd's own mutex recipe", ""),
+            Self::FairOne => ("FairQueue, one sidecar", ""),
+            Self::FairFour => ("FairQueue, four sidecars", ""),
+            Self::SwapOne => ("CompareAndSwap, one sidecar", ""),
+            Self::SwapFour => ("CompareAndSwap, four sidecars", ""),
+        };
+        format!("{what}{how}")
     }
 
     pub(super) async fn run(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
@@ -82,10 +100,10 @@ impl Work {
         match self {
             Self::V3Lock => pairs::v3lock(&stage.client, clients, time).await,
             Self::ZooKeeper => stage.zookeeper.pairs(clients, time).await,
-            Self::Redis => stage.redis.pairs(clients, time).await,
+            Self::Redis(wire) => stage.redis.pairs(wire, clients, time).await,
             Self::Store => store(stage, clients, time).await,
-            Self::Sidecar => pairs::sidecar(sidecar, COMMITTED, clients, time).await,
-            Self::Stays => pairs::sidecar(sidecar, STAYS, clients, time).await,
+            Self::Sidecar(wire) => pairs::sidecar(wire, sidecar, COMMITTED, clients, time).await,
+            Self::Stays(wire) => pairs::sidecar(wire, sidecar, STAYS, clients, time).await,
             Self::Recipe => contended::recipe(&stage.client, clients, time).await,
             Self::FairOne => contended::sidecars(&stage.ports(1)?, FAIR, clients, time).await,
             Self::FairFour => contended::sidecars(&stage.ports(4)?, FAIR, clients, time).await,
