@@ -25,8 +25,9 @@ use tower::{Service, ServiceExt};
 
 /// Connections at a time; the next one waits.
 const MOST_CONNECTIONS: usize = 4_096;
-/// Requests of one HTTP/2 connection at a time.
-const MOST_STREAMS: u32 = 1_024;
+/// Requests of one HTTP/2 connection at a time: as many as of all HTTP/1.1 connections, for an app may have one client for
+/// all that it asks, and what lets go must come past those that wait.
+const MOST_STREAMS: u32 = MOST_CONNECTIONS as u32;
 /// A head is far smaller; what a connection may make us buffer.
 const LARGEST_HEAD: usize = 64 * 1024;
 /// A connection must send a first request, and then each head that it has begun, within this.
