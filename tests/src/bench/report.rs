@@ -54,7 +54,8 @@ impl Report {
         let _ = writeln!(
             text,
             "{cores} cores; {} rounds of {} s each, interleaved; medians, of ratios those of the rounds. Messages\nand puts are \
-             128 bytes; a batch counts its messages, and its latency is the request's.\n",
+             128 bytes; a batch counts its messages, and its latency is the request's. Over HTTP/1.1 each client\nhas a \
+             connection, over HTTP/2 all share one, as they do one to etcd.\n",
             self.rounds, self.seconds
         );
         let clients = self.figures.clients();

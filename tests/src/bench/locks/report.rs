@@ -108,7 +108,8 @@ impl Report {
              sidecars, etcd (3.7.2), and\nZooKeeper and Redis as Debian has them sharing its cores, one node each, all \
              of which wait for the disk before they\nanswer. Read the ratios; absolute figures are those of this \
              machine on that day.\n\n{} cores; {} rounds of {} s each, interleaved; medians, of ratios those of the \
-             rounds.\n",
+             rounds. Over HTTP/1.1\neach client has a connection, over HTTP/2 all share one, as they do one to etcd; of \
+             ZooKeeper they share 16 sessions.\n",
             cores(),
             self.rounds,
             self.seconds
