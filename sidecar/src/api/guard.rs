@@ -149,6 +149,13 @@ mod tests {
         ] {
             assert_eq!(refusal(&[("host", host)], None), Some(421), "{host}");
         }
+        for (uri, expected) in
+            [("http://localhost:4700/v1/locks/a", None), ("http://example.com/v1/locks/a", Some(421))]
+        {
+            // As HTTP/2 has it, whose clients may send a header besides.
+            let request = Request::get(uri).header("host", "localhost").body(Body::empty()).unwrap();
+            assert_eq!(admit(&request, None).err().map(|problem| problem.status.as_u16()), expected, "{uri}");
+        }
         assert_eq!(refusal(&[], None), Some(421), "no host");
         assert_eq!(refusal(&[("host", "localhost"), ("host", "localhost")], None), Some(400), "two hosts");
     }
