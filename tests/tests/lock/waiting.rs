@@ -99,10 +99,12 @@ async fn a_wait_ends_before_the_time_it_was_given_and_leaves_nothing_behind() ->
 #[tokio::test]
 async fn a_caller_that_hangs_up_leaves_nothing_behind() -> Result<()> {
     let world = World::one().await?;
+    // They would wait for longer than anything is waited for here.
+    world.define("orders", concordat_protocol::lock::Settings { max_wait: 600_000, ..settings() }).await?;
     let a = world.sidecar("a").await?;
     for b in [world.sidecar("b").await?, world.sidecar("c").await?.over_http2()?] {
-        let grant = world.acquire(&a, "orders/k", json!({"ttl": "1m"})).await?;
-        let gone = tokio::spawn(b.request(Method::POST, "/v1/locks/orders/k?wait=1m").send());
+        let grant = world.acquire(&a, "orders/k", json!({"ttl": "10m"})).await?;
+        let gone = tokio::spawn(b.request(Method::POST, "/v1/locks/orders/k?wait=10m").send());
         b.waiters("k", 1).await?;
         let stays = b.wait("orders/k", json!({}));
         b.waiters("k", 2).await?;
