@@ -1,58 +1,59 @@
 //! Clients of a sidecar, as light as they get: the generator shares the cores with what it measures.
 
-mod one;
-mod two;
+mod http1;
+mod http2;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use hyper::Method;
 
-use self::{one::One, two::Two};
+use self::{http1::Http1, http2::Http2};
 
-/// How clients reach a sidecar.
+/// How many connections clients have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Wire {
-    /// HTTP/1.1, a connection a client: apps of one thread each, or a pool as large as the load.
-    One,
-    /// HTTP/2, one connection for all clients, as an app's clients of etcd share one.
-    Two,
+pub(super) enum Connections {
+    /// Each has its own; to a sidecar over HTTP/1.1.
+    Own,
+    /// All share one, as they do one to etcd; to a sidecar over HTTP/2.
+    Shared,
 }
 
-impl Wire {
-    pub(super) const ALL: [Self; 2] = [Self::One, Self::Two];
+impl Connections {
+    pub(super) const ALL: [Self; 2] = [Self::Own, Self::Shared];
 
-    pub(super) fn name(self) -> &'static str {
+    /// What is spoken on them with a sidecar.
+    pub(super) fn spoken(self) -> &'static str {
         match self {
-            Self::One => "HTTP/1.1",
-            Self::Two => "HTTP/2",
+            Self::Own => "HTTP/1.1",
+            Self::Shared => "HTTP/2",
         }
     }
 }
 
 /// One client.
 pub(super) enum Http {
-    One(One),
-    Two(Two),
+    Own(Http1),
+    Shared(Http2),
 }
 
 impl Http {
     /// A client with a connection of its own to a port of 127.0.0.1.
     pub(super) async fn connect(port: u16) -> Result<Self> {
-        Ok(Self::One(One::connect(port).await?))
+        Ok(Self::Own(Http1::connect(port).await?))
     }
 
     /// So many clients.
-    pub(super) async fn several(wire: Wire, port: u16, count: usize) -> Result<Vec<Self>> {
+    pub(super) async fn several(connections: Connections, port: u16, count: usize) -> Result<Vec<Self>> {
         let mut clients = Vec::new();
-        match wire {
-            Wire::One => {
+        match connections {
+            Connections::Own => {
                 for _ in 0..count {
                     clients.push(Self::connect(port).await?);
                 }
             }
-            Wire::Two => {
-                let shared = Two::connect(port).await?;
-                clients.extend((0..count).map(|_| Self::Two(shared.clone())));
+            Connections::Shared => {
+                let shared = Http2::connect(port).await?;
+                clients.extend((0..count).map(|_| Self::Shared(shared.clone())));
             }
         }
         Ok(clients)
@@ -69,8 +70,8 @@ impl Http {
     ) -> Result<&[u8]> {
         let body = body.into();
         let (status, answered) = match self {
-            Self::One(one) => one.send(&method, path, headers, &body).await?,
-            Self::Two(two) => two.send(method, path, headers, body).await?,
+            Self::Own(http) => http.send(&method, path, headers, &body).await?,
+            Self::Shared(http) => http.send(method, path, headers, body).await?,
         };
         ensure!(
             expected.contains(&status.as_u16()),

@@ -7,7 +7,7 @@ use etcd_client::{Client, LockOptions};
 use hyper::Method;
 
 use super::{
-    http::{Http, Wire, text},
+    http::{Connections, Http, text},
     load::{Figure, Meter, all},
 };
 
@@ -36,15 +36,15 @@ pub(super) async fn v3lock(client: &Client, clients: usize, time: Duration) -> R
 
 /// By a sidecar, over HTTP, of this lock.
 pub(super) async fn sidecar(
-    wire: Wire,
+    connections: Connections,
     port: u16,
     lock: &str,
     clients: usize,
     time: Duration,
 ) -> Result<Figure> {
-    let mut connections = Http::several(wire, port, clients).await?;
+    let mut callers = Http::several(connections, port, clients).await?;
     let meter = Meter::start(time)?;
-    all(connections.iter_mut().enumerate().map(|(number, http)| {
+    all(callers.iter_mut().enumerate().map(|(number, http)| {
         let meter = meter.clone();
         async move {
             let path = format!("/v1/locks/{lock}/{number}");

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::{
     figures::{Figures, cores},
-    http::Wire,
+    http::Connections,
     load::Figure,
     servers::Idle,
     work::Work,
@@ -15,7 +15,7 @@ use super::{
 /// Clients at which the gates hold.
 const GATED: usize = 64;
 /// Work of ours, by how it is asked for.
-type Ours = fn(Wire) -> Work;
+type Ours = fn(Connections) -> Work;
 /// What is compared with what, and what the ratio must reach (issue "The foundation", How fast).
 const GATES: [(Ours, Work, f64); 5] = [
     (Work::Lock, Work::EtcdLock, 1.3),
@@ -122,8 +122,9 @@ impl Report {
 
     /// Ours, its peer, the ratio and what it must reach.
     fn ratios(&self) -> impl Iterator<Item = (Work, Work, f64, f64)> {
-        let both =
-            GATES.into_iter().flat_map(|(work, peer, gate)| Wire::ALL.map(|wire| (work(wire), peer, gate)));
+        let both = GATES.into_iter().flat_map(|(work, peer, gate)| {
+            Connections::ALL.map(|connections| (work(connections), peer, gate))
+        });
         both.filter_map(|(work, peer, gate)| Some((work, peer, self.figures.ratio(work, peer, GATED)?, gate)))
     }
 

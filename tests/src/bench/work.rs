@@ -11,7 +11,7 @@ use hyper::Method;
 use tokio::sync::Semaphore;
 
 use super::{
-    http::{Http, Wire, text},
+    http::{Connections, Http, text},
     load::{Figure, Meter, all},
     pairs,
     stage::Stage,
@@ -30,44 +30,44 @@ pub(super) enum Work {
     /// etcd's own lock service (v3lock): lock and unlock, straight to it.
     EtcdLock,
     /// A lock acquired and released, one key a client.
-    Lock(Wire),
+    Lock(Connections),
     /// One message published a request.
-    Publish(Wire),
+    Publish(Connections),
     /// A hundred messages published a request.
-    PublishBatch(Wire),
+    PublishBatch(Connections),
     /// A message published, received and acknowledged, each by a request.
-    Deliver(Wire),
+    Deliver(Connections),
     /// Two-phase commit with two participants.
-    Transaction(Wire),
+    Transaction(Connections),
 }
 
 impl Work {
     pub(super) const ALL: [Self; 12] = [
         Self::Put,
         Self::EtcdLock,
-        Self::Lock(Wire::One),
-        Self::Lock(Wire::Two),
-        Self::Publish(Wire::One),
-        Self::Publish(Wire::Two),
-        Self::PublishBatch(Wire::One),
-        Self::PublishBatch(Wire::Two),
-        Self::Deliver(Wire::One),
-        Self::Deliver(Wire::Two),
-        Self::Transaction(Wire::One),
-        Self::Transaction(Wire::Two),
+        Self::Lock(Connections::Own),
+        Self::Lock(Connections::Shared),
+        Self::Publish(Connections::Own),
+        Self::Publish(Connections::Shared),
+        Self::PublishBatch(Connections::Own),
+        Self::PublishBatch(Connections::Shared),
+        Self::Deliver(Connections::Own),
+        Self::Deliver(Connections::Shared),
+        Self::Transaction(Connections::Own),
+        Self::Transaction(Connections::Shared),
     ];
 
     pub(super) fn name(self) -> String {
-        let (what, wire) = match self {
+        let (what, connections) = match self {
             Self::Put => return "etcd, plain puts".into(),
             Self::EtcdLock => return "etcd's v3lock, pairs".into(),
-            Self::Lock(wire) => ("lock, acquire + release", wire),
-            Self::Publish(wire) => ("publish, 1 a request", wire),
-            Self::PublishBatch(wire) => ("publish, 100 a request", wire),
-            Self::Deliver(wire) => ("publish → receive → ack", wire),
-            Self::Transaction(wire) => ("two-phase commit", wire),
+            Self::Lock(connections) => ("lock, acquire + release", connections),
+            Self::Publish(connections) => ("publish, 1 a request", connections),
+            Self::PublishBatch(connections) => ("publish, 100 a request", connections),
+            Self::Deliver(connections) => ("publish → receive → ack", connections),
+            Self::Transaction(connections) => ("two-phase commit", connections),
         };
-        format!("{what}; {}", wire.name())
+        format!("{what}; {}", connections.spoken())
     }
 
     /// etcd round trips that one operation needs, those of a watch included.
@@ -90,11 +90,13 @@ impl Work {
         match self {
             Self::Put => puts(stage, clients, time).await,
             Self::EtcdLock => pairs::v3lock(&stage.client, clients, time).await,
-            Self::Lock(wire) => pairs::sidecar(wire, stage.port()?, "bench", clients, time).await,
-            Self::Publish(wire) => publish(wire, stage, clients, time, 1).await,
-            Self::PublishBatch(wire) => publish(wire, stage, clients, time, BATCH).await,
-            Self::Deliver(wire) => deliver(wire, stage, clients, time).await,
-            Self::Transaction(wire) => transactions(wire, stage, clients, time).await,
+            Self::Lock(connections) => {
+                pairs::sidecar(connections, stage.port()?, "bench", clients, time).await
+            }
+            Self::Publish(connections) => publish(connections, stage, clients, time, 1).await,
+            Self::PublishBatch(connections) => publish(connections, stage, clients, time, BATCH).await,
+            Self::Deliver(connections) => deliver(connections, stage, clients, time).await,
+            Self::Transaction(connections) => transactions(connections, stage, clients, time).await,
         }
     }
 }
@@ -118,7 +120,7 @@ async fn puts(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
 }
 
 async fn publish(
-    wire: Wire,
+    connections: Connections,
     stage: &Stage,
     clients: usize,
     time: Duration,
@@ -126,11 +128,11 @@ async fn publish(
 ) -> Result<Figure> {
     let queue = fresh_name();
     stage.new_queue(&queue).await?;
-    let mut connections = Http::several(wire, stage.port()?, clients).await?;
+    let mut callers = Http::several(connections, stage.port()?, clients).await?;
     let path = format!("/v1/queues/{queue}/messages");
     let (kind, body) = payload(messages);
     let meter = Meter::start(time)?;
-    all(connections.iter_mut().map(|http| {
+    all(callers.iter_mut().map(|http| {
         let (meter, path, body) = (meter.clone(), &path, &body);
         async move {
             while meter.goes_on() {
@@ -148,11 +150,11 @@ async fn publish(
 
 /// As many consumers as publishers, and at most as many messages on their way from one to the other; each goes at its own
 /// pace. What counts is an acknowledged message, and how long its consumer waited for it and for the acknowledgement.
-async fn deliver(wire: Wire, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
+async fn deliver(connections: Connections, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
     let queue = fresh_name();
     stage.new_queue(&queue).await?;
-    let mut publishers = Http::several(wire, stage.port()?, clients).await?;
-    let mut consumers = Http::several(wire, stage.port()?, clients).await?;
+    let mut publishers = Http::several(connections, stage.port()?, clients).await?;
+    let mut consumers = Http::several(connections, stage.port()?, clients).await?;
     let (kind, body) = payload(1);
     let (publish, receive, ack) = (
         format!("/v1/queues/{queue}/messages"),
@@ -177,6 +179,7 @@ async fn deliver(wire: Wire, stage: &Stage, clients: usize, time: Duration) -> R
             while meter.goes_on() {
                 let since = Instant::now();
                 let received = http.send(Method::POST, receive, &[], "", &[200]).await?;
+                // Without a message: none came within the wait, and the end is near.
                 let Ok(receipt) = text(received, "receipt") else { continue };
                 let receipts = format!("{{\"receipts\":[\"{receipt}\"]}}");
                 let json = [("content-type", "application/json")];
@@ -192,10 +195,15 @@ async fn deliver(wire: Wire, stage: &Stage, clients: usize, time: Duration) -> R
     Ok(meter.figure())
 }
 
-async fn transactions(wire: Wire, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
-    let mut connections = Http::several(wire, stage.port()?, clients).await?;
+async fn transactions(
+    connections: Connections,
+    stage: &Stage,
+    clients: usize,
+    time: Duration,
+) -> Result<Figure> {
+    let mut callers = Http::several(connections, stage.port()?, clients).await?;
     let meter = Meter::start(time)?;
-    all(connections.iter_mut().map(|http| {
+    all(callers.iter_mut().map(|http| {
         let meter = meter.clone();
         async move {
             let json = [("content-type", "application/json")];

@@ -10,7 +10,7 @@ use redis::Script;
 use zookeeper_client::{Acls, Client, CreateMode};
 
 use super::super::{
-    http::Wire,
+    http::Connections,
     load::{Figure, Meter, all},
 };
 use crate::process::{Process, eventually, folder, free_port};
@@ -103,7 +103,12 @@ impl Redis {
 
     /// A key that is set if absent with a time to live, and a counter of fences, in one script; a script that deletes it
     /// if it is one's own.
-    pub(super) async fn pairs(&self, wire: Wire, clients: usize, time: Duration) -> Result<Figure> {
+    pub(super) async fn pairs(
+        &self,
+        connections: Connections,
+        clients: usize,
+        time: Duration,
+    ) -> Result<Figure> {
         let acquire = Script::new(
             "if redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then \
              return redis.call('incr', KEYS[2]) else return 0 end",
@@ -111,16 +116,16 @@ impl Redis {
         let release = Script::new(
             "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end",
         );
-        let mut connections = Vec::new();
+        let mut callers = Vec::new();
         let shared = self.client.get_multiplexed_async_connection().await?;
         for _ in 0..clients {
-            connections.push(match wire {
-                Wire::One => self.client.get_multiplexed_async_connection().await?,
-                Wire::Two => shared.clone(),
+            callers.push(match connections {
+                Connections::Own => self.client.get_multiplexed_async_connection().await?,
+                Connections::Shared => shared.clone(),
             });
         }
         let meter = Meter::start(time)?;
-        all(connections.into_iter().enumerate().map(|(number, mut connection)| {
+        all(callers.into_iter().enumerate().map(|(number, mut connection)| {
             let (meter, acquire, release) = (meter.clone(), acquire.clone(), release.clone());
             async move {
                 let (key, counter) = (format!("lock:{number}"), format!("fence:{number}"));

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::{
     super::{
         figures::{Figures, cores, middle},
-        http::Wire,
+        http::Connections,
         load::Figure,
     },
     stage::{LOCK_DELAY, TTL},
@@ -16,17 +16,17 @@ use super::{
 
 /// What is compared with what, at how many clients, and what the ratio must reach (issue "Locks", How fast).
 const PAIRS: [(Work, Work, usize, f64); 11] = [
-    (Work::Sidecar(Wire::One), Work::V3Lock, 64, 1.5),
-    (Work::Sidecar(Wire::Two), Work::V3Lock, 64, 1.5),
-    (Work::Sidecar(Wire::One), Work::V3Lock, 256, 1.5),
-    (Work::Sidecar(Wire::Two), Work::V3Lock, 256, 1.5),
-    (Work::Sidecar(Wire::One), Work::ZooKeeper, 64, 0.8),
-    (Work::Sidecar(Wire::Two), Work::ZooKeeper, 64, 0.8),
-    (Work::Sidecar(Wire::One), Work::ZooKeeper, 256, 1.0),
-    (Work::Sidecar(Wire::Two), Work::ZooKeeper, 256, 1.0),
+    (Work::Sidecar(Connections::Own), Work::V3Lock, 64, 1.5),
+    (Work::Sidecar(Connections::Shared), Work::V3Lock, 64, 1.5),
+    (Work::Sidecar(Connections::Own), Work::V3Lock, 256, 1.5),
+    (Work::Sidecar(Connections::Shared), Work::V3Lock, 256, 1.5),
+    (Work::Sidecar(Connections::Own), Work::ZooKeeper, 64, 0.8),
+    (Work::Sidecar(Connections::Shared), Work::ZooKeeper, 64, 0.8),
+    (Work::Sidecar(Connections::Own), Work::ZooKeeper, 256, 1.0),
+    (Work::Sidecar(Connections::Shared), Work::ZooKeeper, 256, 1.0),
     (Work::Store, Work::V3Lock, 64, 3.0),
-    (Work::Stays(Wire::One), Work::Redis(Wire::One), 64, 1.5),
-    (Work::Stays(Wire::Two), Work::Redis(Wire::Two), 64, 1.5),
+    (Work::Stays(Connections::Own), Work::Redis(Connections::Own), 64, 1.5),
+    (Work::Stays(Connections::Shared), Work::Redis(Connections::Shared), 64, 1.5),
 ];
 const CONTENDED: [(Work, Work, f64); 2] =
     [(Work::FairOne, Work::Recipe, 8.0), (Work::FairFour, Work::Recipe, 5.0)];

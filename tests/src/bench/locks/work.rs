@@ -13,7 +13,7 @@ use concordat_protocol::{
 
 use super::{
     super::{
-        http::Wire,
+        http::Connections,
         load::{Figure, Meter, all},
         pairs,
     },
@@ -29,13 +29,13 @@ pub(super) enum Work {
     /// ZooKeeper's recipe, called directly.
     ZooKeeper,
     /// Redis, called directly, as a sidecar is: by a connection a client, or one for all.
-    Redis(Wire),
+    Redis(Connections),
     /// The plans of a sidecar, committed by a store in this process.
     Store,
     /// Through a sidecar; both steps are committed, as of mode `Lease` they always are.
-    Sidecar(Wire),
+    Sidecar(Connections),
     /// Through a sidecar, of mode `CompareAndSwap`, whose lock stays where it was let go until another wants it.
-    Stays(Wire),
+    Stays(Connections),
     /// etcd's own recipe of a mutex.
     Recipe,
     /// First come, first served, by one sidecar.
@@ -53,13 +53,13 @@ impl Work {
     pub(super) const PAIRS: [Self; 9] = [
         Self::V3Lock,
         Self::ZooKeeper,
-        Self::Redis(Wire::One),
-        Self::Redis(Wire::Two),
+        Self::Redis(Connections::Own),
+        Self::Redis(Connections::Shared),
         Self::Store,
-        Self::Sidecar(Wire::One),
-        Self::Sidecar(Wire::Two),
-        Self::Stays(Wire::One),
-        Self::Stays(Wire::Two),
+        Self::Sidecar(Connections::Own),
+        Self::Sidecar(Connections::Shared),
+        Self::Stays(Connections::Own),
+        Self::Stays(Connections::Shared),
     ];
     /// One key for all.
     pub(super) const CONTENDED: [Self; 5] =
@@ -69,15 +69,21 @@ impl Work {
         let (what, how) = match self {
             Self::V3Lock => ("etcd's v3lock, called directly", ""),
             Self::ZooKeeper => ("ZooKeeper, called directly", ""),
-            Self::Redis(Wire::One) => ("Redis, AOF always, called directly", "; a connection a client"),
-            Self::Redis(Wire::Two) => ("Redis, AOF always, called directly", "; one connection"),
+            Self::Redis(Connections::Own) => {
+                ("Redis, AOF always, called directly", "; a connection a client")
+            }
+            Self::Redis(Connections::Shared) => ("Redis, AOF always, called directly", "; one connection"),
             Self::Store => ("the store in process", ""),
-            Self::Sidecar(Wire::One) => ("through the sidecar, both steps committed (Lease)", "; HTTP/1.1"),
-            Self::Sidecar(Wire::Two) => ("through the sidecar, both steps committed (Lease)", "; HTTP/2"),
-            Self::Stays(Wire::One) => {
+            Self::Sidecar(Connections::Own) => {
+                ("through the sidecar, both steps committed (Lease)", "; HTTP/1.1")
+            }
+            Self::Sidecar(Connections::Shared) => {
+                ("through the sidecar, both steps committed (Lease)", "; HTTP/2")
+            }
+            Self::Stays(Connections::Own) => {
                 ("through the sidecar, a lock that stayed (CompareAndSwap)", "; HTTP/1.1")
             }
-            Self::Stays(Wire::Two) => {
+            Self::Stays(Connections::Shared) => {
                 ("through the sidecar, a lock that stayed (CompareAndSwap)", "; HTTP/2")
             }
             Self::Recipe => ("etcd's own mutex recipe", ""),
@@ -100,10 +106,12 @@ impl Work {
         match self {
             Self::V3Lock => pairs::v3lock(&stage.client, clients, time).await,
             Self::ZooKeeper => stage.zookeeper.pairs(clients, time).await,
-            Self::Redis(wire) => stage.redis.pairs(wire, clients, time).await,
+            Self::Redis(connections) => stage.redis.pairs(connections, clients, time).await,
             Self::Store => store(stage, clients, time).await,
-            Self::Sidecar(wire) => pairs::sidecar(wire, sidecar, COMMITTED, clients, time).await,
-            Self::Stays(wire) => pairs::sidecar(wire, sidecar, STAYS, clients, time).await,
+            Self::Sidecar(connections) => {
+                pairs::sidecar(connections, sidecar, COMMITTED, clients, time).await
+            }
+            Self::Stays(connections) => pairs::sidecar(connections, sidecar, STAYS, clients, time).await,
             Self::Recipe => contended::recipe(&stage.client, clients, time).await,
             Self::FairOne => contended::sidecars(&stage.ports(1)?, FAIR, clients, time).await,
             Self::FairFour => contended::sidecars(&stage.ports(4)?, FAIR, clients, time).await,

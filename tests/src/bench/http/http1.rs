@@ -9,7 +9,7 @@ use tokio::{
 };
 
 /// One kept-alive connection.
-pub(in crate::bench) struct One {
+pub(in crate::bench) struct Http1 {
     stream: TcpStream,
     asked: Vec<u8>,
     /// The answer before, up to `length`, and what is read of the next one.
@@ -17,7 +17,7 @@ pub(in crate::bench) struct One {
     length: usize,
 }
 
-impl One {
+impl Http1 {
     /// Connects to a port of 127.0.0.1.
     pub(super) async fn connect(port: u16) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;

@@ -11,12 +11,12 @@ const WINDOW: u32 = 16 << 20;
 
 /// A client; its clones share the connection.
 #[derive(Clone)]
-pub(in crate::bench) struct Two {
+pub(in crate::bench) struct Http2 {
     requests: SendRequest<Bytes>,
     answered: Vec<u8>,
 }
 
-impl Two {
+impl Http2 {
     /// Connects to a port of 127.0.0.1.
     pub(super) async fn connect(port: u16) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
