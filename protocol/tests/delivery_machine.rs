@@ -142,3 +142,16 @@ fn what_is_to_be_buried_is_read_a_little_at_a_time() {
     }
     assert!(commits(&mut machine).iter().any(|(_, plan)| reads_segment(plan)));
 }
+
+/// Its last delivery was lost, and another sidecar buried it meanwhile.
+#[test]
+fn what_is_gone_when_it_is_to_be_read_is_forgotten() {
+    let (mut machine, at) = (machine(), location(1, 1));
+    let lost = Progress { fates: vec![Fate { stage: Stage::Delivered, deliveries: 1, not_before: 0 }] };
+    let entries = vec![entry(at.progress(), lost, 20), entry(at.segment(), Segment::default(), 10)];
+    machine.step(Input::Snapshot(50, entries), NOW);
+    let [(tag, load)] = &commits(&mut machine)[..] else { panic!("it reads") };
+    assert!(reads_segment(load));
+    machine.step(Input::Done(*tag, answered(false, vec![])), NOW);
+    assert_eq!(commits(&mut machine), []);
+}

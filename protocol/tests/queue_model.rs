@@ -31,6 +31,10 @@ fn found(planted: Planted, bounds: Bounds) {
     assert!(found, "{planted:?} was not found in {} states", checker.unique_state_count());
 }
 
+fn together() -> Bounds {
+    Bounds { publishers: 1, consumers: 1, messages: 2, receives: 2, together: true, ..Bounds::default() }
+}
+
 fn stored(consumers: usize, stored: u8) -> Bounds {
     Bounds { consumers, stored, ..Bounds::default() }
 }
@@ -78,6 +82,29 @@ fn the_queue_is_deleted_under_its_publishers() {
 }
 
 #[test]
+fn messages_go_straight_to_who_waits_beside_their_publisher() {
+    let small = Bounds { timeouts: 1, hang_ups: 1, max_deliveries: 2, ..together() };
+    holds(small.clone(), Bounds { receives: 3, nacks: 1, max: 2, ..small });
+    // The other one has his sidecar to himself.
+    let small = Bounds { consumers: 2, receives: 3, ..together() };
+    holds(small.clone(), Bounds { publishers: 2, ..small });
+}
+
+#[test]
+fn what_goes_straight_is_lost_on_its_way() {
+    let small = Bounds { messages: 1, losses: 1, late: 1, max_deliveries: 1, ..together() };
+    holds(small.clone(), Bounds { receives: 3, max_deliveries: 2, ..small });
+    let small = Bounds { losses: 0, crashes: 1, ..small };
+    holds(small.clone(), Bounds { receives: 3, max_deliveries: 2, ..small });
+}
+
+#[test]
+fn what_goes_straight_is_sent_again() {
+    let small = Bounds { messages: 1, receives: 3, repeats: 1, late: 1, undefined: 1, ..together() };
+    holds(small.clone(), Bounds { publishers: 2, consumers: 2, receives: 4, ..small });
+}
+
+#[test]
 fn an_old_receipt_that_settles_a_new_delivery_is_found() {
     found(Planted::ReceiptWithoutDelivery, Bounds { receives: 2, timeouts: 1, ..stored(1, 1) });
 }
@@ -85,6 +112,11 @@ fn an_old_receipt_that_settles_a_new_delivery_is_found() {
 #[test]
 fn deliveries_counted_after_the_hand_out_are_found() {
     found(Planted::CountedAfter, Bounds { receives: 2, losses: 1, ..stored(1, 1) });
+}
+
+#[test]
+fn what_goes_straight_and_is_counted_after_is_found() {
+    found(Planted::CountedAfter, together());
 }
 
 #[test]

@@ -4,8 +4,10 @@
 //! progress with the deliveries counted, guarded by the progress it follows. So a busy consumer never sits on
 //! messages it has not begun, a claim that is lost returns them, and what kills its consumer is counted all the same.
 //! For each segment one plan at a time is on its way; receives and settlements that come meanwhile share the next.
+//! Messages that this sidecar publishes while somebody waits for some here are taken by the plan that stores them.
 
 mod answered;
+mod hand_out;
 mod memory;
 mod segment;
 mod view;
@@ -19,7 +21,7 @@ use self::segment::{Pending, Tended};
 use super::{
     Fate, Outcome, Segment, SegmentId, Settings,
     location::{ClaimId, Location, Receipt, SegmentAt},
-    plans::{Append, Burial, Take},
+    plans::{Append, Burial},
 };
 use crate::{Entry, Key, Millis, Name, Now, Plan, Range, SessionId};
 
@@ -30,8 +32,6 @@ pub type Ticket = u64;
 /// A plan of this machine.
 pub type Tag = u64;
 
-/// Segments among which the one to take from is chosen, oldest first, untouched by others before.
-const CHOICE: usize = 16;
 /// Finished segments whose fates are remembered, so that a repeated ack is answered as the first was.
 const REMEMBERED: usize = 1024;
 /// After a plan that was not applied, and for whatever waits on the wall clock (which may be set), the next look.
@@ -138,10 +138,13 @@ struct Waiting {
     visibility: Millis,
 }
 
+/// The places that each gets.
+type Grants = Vec<(Waiting, Vec<u32>)>;
+
 /// A plan on its way, by the segment it is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Flight {
-    Take { claim: ClaimId, grants: Vec<(Waiting, Vec<u32>)>, places: Vec<(u32, u32)>, fates: Vec<Fate> },
+    Take { claim: ClaimId, grants: Grants, places: Vec<(u32, u32)>, fates: Vec<Fate> },
     Settle { sent: Vec<Pending>, ended: Vec<ClaimId>, fates: Vec<Fate>, burial: Option<i64> },
     Load,
 }
@@ -167,6 +170,8 @@ pub struct Delivery {
     unread: BTreeSet<SegmentAt>,
     waiters: VecDeque<Waiting>,
     left: BTreeSet<Waiter>,
+    /// Plans on their way that store messages and take some of them.
+    direct: BTreeMap<Tag, hand_out::Direct>,
     early: Vec<(Option<Ticket>, Receipt, Verdict)>,
     flights: BTreeMap<Tag, (SegmentAt, Flight)>,
     dirty: BTreeSet<SegmentAt>,
@@ -196,6 +201,7 @@ impl Delivery {
             unread: BTreeSet::new(),
             waiters: VecDeque::new(),
             left: BTreeSet::new(),
+            direct: BTreeMap::new(),
             early: Vec::new(),
             flights: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -215,6 +221,7 @@ impl Delivery {
         self.waiters.is_empty()
             && self.early.is_empty()
             && self.flights.is_empty()
+            && self.direct.is_empty()
             && self.segments.values().all(segment::State::idle)
     }
 
@@ -257,6 +264,8 @@ impl Delivery {
             Input::Done(tag, outcome) => {
                 if let Some((at, flight)) = self.flights.remove(&tag) {
                     self.done(at, flight, outcome, now, &mut effects);
+                } else if let Some(direct) = self.direct.remove(&tag) {
+                    self.stored(direct, outcome, now, &mut effects);
                 }
             }
             Input::Pump => self.pump(now, &mut effects),
@@ -265,7 +274,8 @@ impl Delivery {
     }
 
     fn taking(&self, waiter: Waiter) -> bool {
-        self.flights.values().any(|(_, flight)| match flight {
+        let direct = self.direct.values().map(|direct| &direct.take);
+        self.flights.values().map(|(_, flight)| flight).chain(direct).any(|flight| match flight {
             Flight::Take { grants, .. } => grants.iter().any(|(waiting, _)| waiting.waiter == waiter),
             _ => false,
         })
@@ -414,59 +424,6 @@ impl Delivery {
             session: session.clone(),
             retention_age: *retention_age,
         })
-    }
-
-    /// Takes what is ready for those who wait, the first come first.
-    fn hand_out(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let Some((session, _)) = self.session.clone() else { return };
-        if now.monotonic < self.paused {
-            return;
-        }
-        while !self.waiters.is_empty() {
-            // Others of the queue's sidecars are best left alone: oldest first among those nobody else works on.
-            let segments = &self.segments;
-            let foreign =
-                |at: &SegmentAt| segments.get(at).is_some_and(|segment| segment.shared_with_others(&session));
-            let Some(at) = self.ready.iter().take(CHOICE).min_by_key(|at| (foreign(at), **at)).copied()
-            else {
-                return;
-            };
-            self.ready.remove(&at);
-            let plenty = self.ready.len() >= self.waiters.len();
-            let Some(segment) = self.segments.get_mut(&at) else { continue };
-            let mut ready = segment.ready(&self.settings, now).into_iter();
-            let (mut grants, mut places, mut fates) = (Vec::new(), Vec::new(), segment.fates.clone());
-            while ready.len() > 0
-                && let Some(waiting) = self.waiters.pop_front()
-            {
-                let fair = ready.len().div_ceil(self.waiters.len() + 1);
-                let share = if plenty { waiting.max } else { waiting.max.min(fair as u32) };
-                let granted: Vec<u32> = ready.by_ref().take(share as usize).collect();
-                for place in &granted {
-                    places.push((*place, fates[*place as usize].deliver()));
-                }
-                grants.push((waiting, granted));
-            }
-            if grants.is_empty() {
-                continue;
-            }
-            places.sort_unstable();
-            segment.busy = true;
-            let claim = ClaimId { session: session.clone(), number: self.next };
-            self.next += 1;
-            let take = Take {
-                at: &segment.location(&self.queue, at),
-                definition: self.definition,
-                progress_at: segment.progress_at,
-                fates: fates.clone(),
-                claim: &claim,
-                places: places.clone(),
-                retention_age: self.settings.retention_age,
-                read: segment.body.is_none(),
-            };
-            let plan = take.plan();
-            effects.push(self.fly(at, Flight::Take { claim, grants, places, fates }, plan));
-        }
     }
 
     /// Forgets a segment but for its fates: those given, else those known.

@@ -93,22 +93,28 @@ pub struct Take<'a> {
 impl Take<'_> {
     /// The plan.
     pub fn plan(self) -> Plan {
-        let Self { at, claim, .. } = self;
-        let session = claim.session.clone();
-        let kept = Lease::Retention(session.clone(), self.retention_age);
-        let mut plan = Plan::new()
+        let (at, progress_at, read) = (self.at, self.progress_at, self.read);
+        let plan = Plan::new()
             .same_life(definition(&at.queue), self.definition)
             .present(at.segment())
-            .unchanged(at.progress(), self.progress_at)
-            .put(at.progress(), Progress { fates: self.fates }, kept)
-            .put(at.claim(claim), Claim { places: self.places }, Lease::Session(session))
+            .unchanged(at.progress(), progress_at)
             .otherwise(definition(&at.queue))
             .otherwise(at.progress())
             .otherwise(at.claims());
-        if self.read {
-            plan = plan.read(at.segment());
-        }
-        plan
+        let plan = self.with(plan);
+        if read { plan.read(at.segment()) } else { plan }
+    }
+
+    /// Adds it to the plan that stores the segment: nobody else can have taken of it before.
+    pub fn with(self, plan: Plan) -> Plan {
+        let Self { at, claim, .. } = self;
+        let session = claim.session.clone();
+        let kept = Lease::Retention(session.clone(), self.retention_age);
+        plan.put(at.progress(), Progress { fates: self.fates }, kept).put(
+            at.claim(claim),
+            Claim { places: self.places },
+            Lease::Session(session),
+        )
     }
 }
 

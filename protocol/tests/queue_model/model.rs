@@ -8,14 +8,13 @@ use concordat_protocol::{
         delivery::{self, Change, Verdict},
         invariant,
         location::{Receipt, definition},
-        publish,
     },
 };
 use stateright::{Model, Property};
 
 use crate::{
     store::change,
-    world::{BEFORE, Bounds, Consumer, LATER, NOW, Planted, Sent, State, World, queue},
+    world::{BEFORE, Bounds, LATER, NOW, Planted, Sent, State, World, queue},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -153,9 +152,7 @@ impl Model for World {
                 let Some(Sent::Landed(answer)) = state.producers[index].sent.remove(&tag) else {
                     return None;
                 };
-                let done = publish::Input::Done(tag, Outcome::Answered(answer));
-                let effects = state.producers[index].machine.step(done);
-                self.published(&mut state, index, effects);
+                self.answered(&mut state, index, tag, Outcome::Answered(answer));
             }
             Action::Answer(index, tag) => {
                 let Some(Sent::Landed(answer)) = state.consumers[index].sent.remove(&tag) else {
@@ -167,9 +164,7 @@ impl Model for World {
                 let Some(Sent::Flying(plans)) = state.producers[index].sent.remove(&tag) else { return None };
                 state.adrift.extend(plans);
                 state.spent.late += 1;
-                let done = publish::Input::Done(tag, Outcome::Unknown);
-                let effects = state.producers[index].machine.step(done);
-                self.published(&mut state, index, effects);
+                self.answered(&mut state, index, tag, Outcome::Unknown);
             }
             Action::Lose(index, tag) => {
                 let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
@@ -195,12 +190,7 @@ impl Model for World {
                 state.consumers[index].seen = state.etcd.revision();
                 self.consumed(&mut state, index, delivery::Input::Changed(changes), NOW);
             }
-            Action::Receive(index) => {
-                state.spent.receives += 1;
-                state.consumers[index].waiting = true;
-                let input = delivery::Input::Receive(index as u64, self.bounds.max, 30_000);
-                self.consumed(&mut state, index, input, NOW);
-            }
+            Action::Receive(index) => self.receive(&mut state, index),
             Action::HangUp(index) => {
                 state.spent.hang_ups += 1;
                 state.consumers[index].waiting = false;
@@ -270,7 +260,7 @@ impl Model for World {
                 invariant::all(&state.history, &state.ledger, &queue(), world.bounds.max_deliveries).is_ok()
             }),
             Property::always("no consumer waits while a message is ready", |_, state: &State| {
-                !state.consumers.iter().any(|consumer| state.starved(consumer))
+                !(0..state.consumers.len()).any(|consumer| state.starved(consumer))
             }),
             Property::sometimes("all is acknowledged", |_, state: &State| {
                 let account = state.ledger.account(&queue());
@@ -282,9 +272,12 @@ impl Model for World {
 
 impl State {
     /// Whether a consumer waits for what it should have been given: nothing is under way for it or will be.
-    fn starved(&self, consumer: &Consumer) -> bool {
+    fn starved(&self, index: usize) -> bool {
+        let consumer = &self.consumers[index];
         let current = consumer.seen == self.etcd.revision() && self.etcd.leased(consumer.lease);
-        let resting = consumer.sent.is_empty() && consumer.machine.wake().is_none_or(|wake| wake > 20_000);
+        let sent =
+            !consumer.sent.is_empty() || self.producers.get(index).is_some_and(|of| !of.direct.is_empty());
+        let resting = !sent && consumer.machine.wake().is_none_or(|wake| wake > 20_000);
         let defined = self.etcd.get(&definition(&queue())).is_some();
         current && resting && defined && consumer.waiting && self.ledger.account(&queue()).ready > 0
     }

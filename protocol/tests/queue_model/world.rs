@@ -7,7 +7,7 @@ use concordat_protocol::{
     Definition, Key, Lease, Name, Now, Plan, Record, SessionId, Write,
     plan::Answer,
     queue::{
-        Message, Mode, OnFull, Ordering, Segment, Settings,
+        Message, Mode, OnFull, Ordering, Outcome, Segment, Settings,
         delivery::{self, Delivered, Delivery, Status, Verdict},
         invariant::{History, Ledger},
         location::{Receipt, definition, offset},
@@ -64,6 +64,8 @@ pub(crate) struct Bounds {
     /// Begin with this many messages stored in one segment.
     pub(crate) stored: u8,
     pub(crate) hang_ups: u8,
+    /// Each consumer has its sidecar in common with the publisher of its number, and waits from the beginning.
+    pub(crate) together: bool,
 }
 
 impl Default for Bounds {
@@ -84,6 +86,7 @@ impl Default for Bounds {
             max_deliveries: 3,
             stored: 0,
             hang_ups: 0,
+            together: false,
         }
     }
 }
@@ -105,6 +108,8 @@ pub(crate) struct Producer {
     pub(crate) machine: Publisher,
     pub(crate) lease: i64,
     pub(crate) sent: BTreeMap<u64, Sent>,
+    /// Plans of which the consumer beside it takes messages: its tag for each.
+    pub(crate) direct: BTreeMap<u64, u64>,
     pub(crate) bodies: Vec<u8>,
     /// Whether some attempt may have been applied.
     pub(crate) doubtful: bool,
@@ -210,7 +215,8 @@ impl World {
             let (session, lease) = state.open_session();
             let machine = Publisher::new(queue(), self.settings(), 2, session, 1);
             let bodies = (0..self.bounds.messages).map(|message| (index as u8) * 10 + message).collect();
-            state.producers.push(Producer { machine, lease, sent: BTreeMap::new(), bodies, doubtful: false });
+            let (sent, direct) = (BTreeMap::new(), BTreeMap::new());
+            state.producers.push(Producer { machine, lease, sent, direct, bodies, doubtful: false });
         }
         if self.bounds.stored > 0 {
             let (session, _) = state.open_session();
@@ -233,6 +239,11 @@ impl World {
             state.consumers.push(consumer);
         }
         for index in 0..self.bounds.publishers {
+            if self.bounds.together {
+                self.receive(&mut state, index);
+                let session = state.consumers[index].session.clone();
+                state.producers[index].machine.step(publish::Input::Session(session));
+            }
             self.offer(&mut state, index);
         }
         state
@@ -282,6 +293,7 @@ impl World {
         for effect in effects {
             match effect {
                 publish::Effect::Commit(tag, plan) => {
+                    let plan = self.join(state, index, tag, plan);
                     let sent = Sent::Flying(vec![self.plant(plan)]);
                     state.producers[index].sent.insert(tag, sent);
                 }
@@ -306,9 +318,41 @@ impl World {
         }
     }
 
+    /// Lets the consumer beside a publisher take of what this stores.
+    fn join(&self, state: &mut State, index: usize, tag: u64, plan: Plan) -> Plan {
+        if !self.bounds.together {
+            return plan;
+        }
+        let (direct, plan, effects) = state.consumers[index].machine.join(plan, NOW);
+        state.producers[index].direct.extend(direct.map(|direct| (tag, direct)));
+        self.follow(state, index, effects);
+        plan
+    }
+
+    /// A publisher hears of its plan, and the consumer beside it.
+    pub(crate) fn answered(&self, state: &mut State, index: usize, tag: u64, outcome: Outcome) {
+        if let Some(direct) = state.producers[index].direct.remove(&tag) {
+            let now = if outcome == Outcome::Unknown { BEFORE } else { NOW };
+            self.consumed(state, index, delivery::Input::Done(direct, outcome.clone()), now);
+        }
+        let effects = state.producers[index].machine.step(publish::Input::Done(tag, outcome));
+        self.published(state, index, effects);
+    }
+
+    pub(crate) fn receive(&self, state: &mut State, index: usize) {
+        state.spent.receives += 1;
+        state.consumers[index].waiting = true;
+        let input = delivery::Input::Receive(index as u64, self.bounds.max, 30_000);
+        self.consumed(state, index, input, NOW);
+    }
+
     pub(crate) fn consumed(&self, state: &mut State, index: usize, input: delivery::Input, now: Now) {
         let mut effects = state.consumers[index].machine.step(input, now);
         effects.extend(state.consumers[index].machine.step(delivery::Input::Pump, now));
+        self.follow(state, index, effects);
+    }
+
+    fn follow(&self, state: &mut State, index: usize, effects: Vec<delivery::Effect>) {
         let consumer = &mut state.consumers[index];
         for effect in effects {
             match effect {

@@ -216,6 +216,11 @@ impl Inner {
         self.machines.fetch_add(1, Ordering::Relaxed) * NUMBERS
     }
 
+    /// The delivery of a queue, if there is one here.
+    fn consumed(&self, queue: &Name, life: i64) -> Option<Arc<Consuming>> {
+        self.consuming.lock().get(queue).filter(|found| found.lives(life)).cloned()
+    }
+
     /// Commits a plan, between the fail points of its kind.
     async fn commit(&self, plan: Plan) -> Outcome {
         let kind = Kind::of(&plan);
@@ -275,14 +280,15 @@ impl Kind {
         let puts = |which: fn(&Key) -> bool| {
             plan.writes.iter().any(|write| matches!(write, Write::Put(key, ..) if which(key)))
         };
+        // One that stores messages and takes them is a publish.
         if plan.writes.is_empty() {
             Self::Read
-        } else if puts(|key| matches!(key, Key::Claim { .. })) {
-            Self::Claim
         } else if puts(|key| matches!(key, Key::Dead { .. })) {
             Self::DeadLetter
         } else if puts(|key| matches!(key, Key::Segment { .. })) {
             Self::Publish
+        } else if puts(|key| matches!(key, Key::Claim { .. })) {
+            Self::Claim
         } else {
             Self::Settle
         }

@@ -45,13 +45,13 @@ pub(crate) async fn rows() -> Result<String> {
 
     let waits = async |waiter: RequestBuilder| {
         let waiter = tokio::spawn(waiter.send());
-        world.waiters(1).await?;
+        world.counted("waiters", 1).await?;
         anyhow::Ok(waiter)
     };
     let waiter = world.count("lock: wait for what is held elsewhere", waits(elsewhere())).await?;
     let gives_up = async {
         waiter.abort();
-        world.waiters(0).await
+        world.counted("waiters", 0).await
     };
     world.count("lock: give up waiting", gives_up).await?;
     let waiter = waits(elsewhere()).await?;
@@ -123,7 +123,7 @@ async fn lines(world: &World) -> Result<()> {
     };
     let waits = async |of: &Sidecar| {
         let waiter = tokio::spawn(acquire(of).send());
-        world.waiters(1).await?;
+        world.counted("waiters", 1).await?;
         anyhow::Ok(waiter)
     };
     let granted = async |waiter: tokio::task::JoinHandle<reqwest::Result<reqwest::Response>>| {
@@ -136,7 +136,7 @@ async fn lines(world: &World) -> Result<()> {
         granted(waiter).await
     };
     let grant = world.count("fair lock: release, and acquire by who waits here", hand_on).await?;
-    world.waiters(0).await?;
+    world.counted("waiters", 0).await?;
     let waiter = world.count("fair lock: wait for what is held elsewhere", waits(there)).await?;
     let hand_over = async {
         ask(release(here, &grant)).await?;

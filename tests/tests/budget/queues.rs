@@ -28,6 +28,15 @@ pub(crate) async fn rows() -> Result<String> {
     world.count("queue: publish 1", publish()).await?;
     let received = messages(world.count("queue: receive 1", receive()).await?);
     world.count("queue: ack 1, the last of its segment", ack(&received)).await?;
+    world.counted("consumers", 0).await?;
+    let wait = ask(world.client.post(url("/receive?wait=30s")));
+    let publish_when_he_waits = async {
+        world.counted("consumers", 1).await?;
+        publish().await
+    };
+    let both = async { tokio::try_join!(wait, publish_when_he_waits) };
+    let (received, _) = world.count("queue: publish 1 to who waits here", both).await?;
+    ack(&messages(received)).await?;
     let lines = "{\"body\":{\"n\":1}}\n".repeat(10);
     let batch =
         world.client.post(url("/messages")).header("content-type", "application/x-ndjson").body(lines);

@@ -80,20 +80,20 @@ impl World {
         answer
     }
 
-    /// Waits until the sidecars count so many who wait for a lock; etcd is not asked for it.
-    pub(crate) async fn waiters(&self, count: u64) -> Result<()> {
-        eventually(&format!("{count} wait"), async || {
+    /// Waits until the sidecars count so many of what a counter of theirs counts; etcd is not asked for it.
+    pub(crate) async fn counted(&self, counter: &str, count: u64) -> Result<()> {
+        eventually(&format!("{count} {counter}"), async || {
             let stats: BTreeMap<Key, u64> = self
                 .meter
                 .seen()
                 .into_iter()
                 .filter_map(|change| match change.entry.map(|entry| entry.record) {
-                    Some(Record::Stat(stat)) => Some((change.key, stat.get("waiters"))),
+                    Some(Record::Stat(stat)) => Some((change.key, stat.get(counter))),
                     _ => None,
                 })
                 .collect();
-            let waiters: u64 = stats.values().sum();
-            ensure!(waiters == count, "{waiters} do");
+            let all: u64 = stats.values().sum();
+            ensure!(all == count, "there are {all}");
             Ok(())
         })
         .await

@@ -1,6 +1,6 @@
 //! What becomes of the machine's plans.
 
-use super::{AGAIN, Delivered, Delivery, Effect, Flight, Status, Verdict, Waiting, segment::Pending};
+use super::{AGAIN, Delivered, Delivery, Effect, Flight, Grants, Status, Verdict, Waiting, segment::Pending};
 use crate::{
     Answer, Entry, Key, Now,
     queue::{
@@ -29,8 +29,11 @@ impl Delivery {
         }
         match flight {
             Flight::Load => {
-                if let Outcome::Answered(answer) = outcome {
-                    self.keep_body(at, answer.reads.first());
+                match outcome {
+                    Outcome::Answered(answer) if answer.held => self.keep_body(at, answer.reads.first()),
+                    // What was there and is not comes no more, whenever the watch tells it.
+                    Outcome::Answered(_) => self.finish(at, Vec::new(), effects),
+                    Outcome::NotApplied | Outcome::Unknown => {}
                 }
             }
             Flight::Take { claim, grants, places, fates } => match outcome {
@@ -43,13 +46,8 @@ impl Delivery {
                             let reads = answer.reads.get(1..).unwrap_or_default();
                             self.refused(at, &answer, reads, now, effects);
                         }
-                        Outcome::NotApplied => self.pause(at, now),
-                        Outcome::Unknown => {
-                            self.pause(at, now);
-                            if let Some(segment) = self.segments.get_mut(&at) {
-                                segment.unanswered.insert(claim);
-                            }
-                        }
+                        // A claim that was made all the same is found to be nobody's.
+                        Outcome::NotApplied | Outcome::Unknown => self.pause(at, now),
                     }
                     for (waiting, _) in grants.into_iter().rev() {
                         self.wait_again(waiting);
@@ -91,7 +89,7 @@ impl Delivery {
         self.due.insert((self.paused, at));
     }
 
-    fn wait_again(&mut self, waiting: Waiting) {
+    pub(super) fn wait_again(&mut self, waiting: Waiting) {
         if !self.left.remove(&waiting.waiter) {
             self.waiters.push_front(waiting);
         }
@@ -102,7 +100,7 @@ impl Delivery {
         &mut self,
         at: SegmentAt,
         claim: ClaimId,
-        grants: Vec<(Waiting, Vec<u32>)>,
+        grants: Grants,
         places: Vec<(u32, u32)>,
         fates: Vec<Fate>,
         answer: Answer,

@@ -28,7 +28,8 @@ impl Delivery {
         }
     }
 
-    fn read(&mut self, at: SegmentAt, body: Segment, keep: bool) {
+    /// Takes over a segment's body.
+    pub(super) fn read(&mut self, at: SegmentAt, body: Segment, keep: bool) {
         let Some(segment) = self.segments.get_mut(&at) else { return };
         segment.read(&body);
         if keep && segment.body.is_none() {

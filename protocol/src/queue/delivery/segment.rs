@@ -48,8 +48,6 @@ pub(super) struct State {
     pub(super) claims: BTreeMap<ClaimId, Vec<(u32, u32)>>,
     held: BTreeMap<u32, Held>,
     pub(super) pending: Vec<Pending>,
-    /// Claims of ours of which nobody can tell whether they were made; nothing of them was handed out.
-    pub(super) unanswered: BTreeSet<ClaimId>,
     /// Claims that ended while a plan was on its way, which may be the one that made them.
     pub(super) lost: BTreeSet<ClaimId>,
     /// Whether it was deleted while a plan was on its way.
@@ -93,7 +91,6 @@ impl State {
             claims: BTreeMap::new(),
             held: BTreeMap::new(),
             pending: Vec::new(),
-            unanswered: BTreeSet::new(),
             lost: BTreeSet::new(),
             gone: false,
             busy: false,

@@ -6,7 +6,7 @@ use super::{Change, Delivery, Effect, segment::State};
 use crate::{
     Entry, Key, Record,
     queue::{
-        SegmentId,
+        Segment, SegmentId,
         location::{ClaimId, SegmentAt},
     },
 };
@@ -15,7 +15,13 @@ impl Delivery {
     /// Takes over all of the queue's keys at a revision.
     pub(super) fn snapshot(&mut self, revision: i64, entries: Vec<Entry>, effects: &mut Vec<Effect>) {
         let there: BTreeSet<SegmentAt> = entries.iter().filter_map(at).collect();
-        let gone: Vec<SegmentAt> = self.segments.keys().filter(|at| !there.contains(at)).copied().collect();
+        // What this sidecar stored itself may be newer than the listing.
+        let gone: Vec<SegmentAt> = self
+            .segments
+            .keys()
+            .filter(|at| at.revision <= revision && !there.contains(at))
+            .copied()
+            .collect();
         for at in gone {
             self.finish(at, Vec::new(), effects);
         }
@@ -92,15 +98,23 @@ impl Delivery {
     }
 
     fn appeared(&mut self, entry: Entry) {
-        let (Some(at), Some((_, id))) = (at(&entry), of(&entry.key)) else { return };
-        let Record::Segment(body) = entry.record else { return };
+        if let (Some(at), Some((_, id)), Record::Segment(body)) = (at(&entry), of(&entry.key), entry.record) {
+            self.appear(at, id, body);
+        }
+    }
+
+    /// Takes over a segment that was not known before.
+    pub(super) fn appear(&mut self, at: SegmentAt, id: SegmentId, body: Segment) {
         // What is older than the definition is left of an earlier queue of this name.
         if at.revision < self.definition || self.segments.contains_key(&at) || self.finished.contains_key(&at)
         {
             return;
         }
-        self.segments.insert(at, State::new(id.clone(), at.revision - 1));
-        self.index.insert((at.partition, id), at);
+        let of = (at.partition, id.clone());
+        let mut segment = State::new(id, at.revision - 1);
+        segment.busy = self.directly(&of);
+        self.segments.insert(at, segment);
+        self.index.insert(of, at);
         self.dirty.insert(at);
         // A listing has keys alone.
         if !body.messages.is_empty() {

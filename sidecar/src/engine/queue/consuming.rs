@@ -12,8 +12,8 @@ use std::{
 use concordat_protocol::{
     Key, Kind, Lease, Millis, Name, Now, Plan,
     queue::{
-        Settings,
-        delivery::{Change, Delivered, Delivery, Effect, Input, Status, Ticket, Verdict, Waiter},
+        Outcome, Settings,
+        delivery::{Change, Delivered, Delivery, Effect, Input, Status, Tag, Ticket, Verdict, Waiter},
         location::{Receipt, definition},
     },
     session::{Stat, counter},
@@ -168,7 +168,7 @@ impl Consuming {
     }
 
     /// Runs the effects that need no plan; returns those that do.
-    fn answer(&self, effects: Vec<Effect>) -> Vec<(u64, Plan)> {
+    fn answer(&self, effects: Vec<Effect>) -> Vec<(Tag, Plan)> {
         let mut plans = Vec::new();
         for effect in effects {
             match effect {
@@ -279,21 +279,33 @@ impl Consuming {
 
     /// Lets the machine do what it can, as long as the session is believed.
     fn pump(self: &Arc<Self>) {
-        let (session, now) = (self.inner.store.session(), self.now());
-        let believed = session.is_believed(now).then(|| (session.id.clone(), session.believed_until()));
-        let effects = {
-            let mut state = self.state.lock();
-            let mut effects = state.machine.step(Input::Session(believed), now);
-            effects.extend(state.machine.step(Input::Pump, now));
-            effects
-        };
+        self.believe();
+        let effects = self.state.lock().machine.step(Input::Pump, self.now());
+        self.run(effects);
+    }
+
+    fn run(self: &Arc<Self>, effects: Vec<Effect>) {
         for (tag, plan) in self.answer(effects) {
             let of = self.clone();
-            tokio::spawn(async move {
-                let outcome = of.inner.commit(plan).await;
-                of.believe();
-                of.step(Input::Done(tag, outcome));
-            });
+            tokio::spawn(async move { of.commit(tag, plan).await });
+        }
+    }
+
+    async fn commit(&self, tag: Tag, plan: Plan) -> Outcome {
+        let outcome = self.inner.commit(plan).await;
+        self.believe();
+        self.step(Input::Done(tag, outcome.clone()));
+        outcome
+    }
+
+    /// Commits a plan that stores messages. Those that somebody here waits for go out with its answer.
+    pub(super) async fn publish(self: &Arc<Self>, plan: Plan) -> Outcome {
+        self.believe();
+        let (tag, plan, effects) = self.state.lock().machine.join(plan, self.now());
+        self.run(effects);
+        match tag {
+            Some(tag) => self.commit(tag, plan).await,
+            None => self.inner.commit(plan).await,
         }
     }
 

@@ -102,7 +102,10 @@ impl Publishing {
                 Effect::Commit(tag, plan) => {
                     let (of, inner) = (self.clone(), inner.clone());
                     tokio::spawn(async move {
-                        let outcome = inner.commit(plan).await;
+                        let outcome = match inner.consumed(&of.queue, of.life) {
+                            Some(consuming) => consuming.publish(plan).await,
+                            None => inner.commit(plan).await,
+                        };
                         of.step(&inner, Input::Done(tag, outcome));
                     });
                 }

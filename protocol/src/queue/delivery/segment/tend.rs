@@ -96,9 +96,7 @@ impl State {
                 {
                     let receipt =
                         Receipt { segment: at, place: *place, delivery: *delivery, claim: claim.clone() };
-                    let verdict =
-                        if self.unanswered.contains(claim) { Verdict::Returned } else { Verdict::Released };
-                    orphans.push(Pending { ticket: None, receipt, verdict });
+                    orphans.push(Pending { ticket: None, receipt, verdict: Verdict::Released });
                 }
             }
         }
