@@ -2,16 +2,23 @@
 
 use std::{
     convert::Infallible,
+    io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{body::Body, response::Response};
 use http::Request;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::Incoming,
+    rt::{Read, ReadBufCursor, Write},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -56,7 +63,8 @@ where
             speaks.store(true, Ordering::Relaxed);
             service.clone().oneshot(request.map(Body::new))
         });
-        let connection = graceful.watch(server.serve_connection(TokioIo::new(stream), service).into_owned());
+        let connection =
+            graceful.watch(server.serve_connection(Flat(TokioIo::new(stream)), service).into_owned());
         tokio::spawn(async move {
             let _slot = slot;
             tokio::pin!(connection);
@@ -98,6 +106,38 @@ async fn accept(
             tokio::time::sleep(ACCEPT_BACK_OFF).await;
             None
         }
+    }
+}
+
+/// A connection that is written to by one buffer at a time. Told that it takes several, HTTP/2 hands over each body of more
+/// than 256 bytes by a system call of its own; so those of up to 1,024 bytes go together.
+struct Flat(TokioIo<TcpStream>);
+
+impl Read for Flat {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl Write for Flat {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
 

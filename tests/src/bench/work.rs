@@ -74,8 +74,8 @@ impl Work {
     pub(super) fn round_trips(self) -> u32 {
         match self {
             Self::Put | Self::Publish(_) | Self::PublishBatch(_) => 1,
-            Self::EtcdLock | Self::Lock(_) => 2,
-            Self::Deliver(_) => 3,
+            // A consumer that waits beside the publisher has a message by the commit that stores it.
+            Self::EtcdLock | Self::Lock(_) | Self::Deliver(_) => 2,
             Self::Transaction(_) => 5,
         }
     }
