@@ -82,6 +82,7 @@ fn scenario(pods: &[&'static str], branches: &[&'static str]) -> Scenario {
         no_votes: false,
         once: false,
         prompt: true,
+        room: None,
         bug: None,
     }
 }
@@ -160,6 +161,17 @@ fn one_handed_over_unowned() {
     check(Scenario { freezes: 1, ..once });
 }
 
+/// Two items are more than one plan may move.
+#[test]
+fn items_are_moved_before_the_decision() {
+    check(two_items_too_many());
+    check(Scenario { crashes: 0, freezes: 1, ..two_items_too_many() });
+}
+
+fn two_items_too_many() -> Scenario {
+    Scenario { room: Some(2), crashes: 1, deadline: true, ..scenario(&["c", "p"], &["p", "p"]) }
+}
+
 #[test]
 fn more_of_everything() {
     if !large() {
@@ -204,6 +216,11 @@ fn work_for_the_dead_is_caught() {
 fn a_move_that_is_not_recorded_is_caught() {
     let many = scenario(&["c", "p", "p", "p"], &["p"]);
     caught(Bug::MoveNotRecorded, Scenario { crashes: 1, deadline: true, ..many });
+}
+
+#[test]
+fn a_move_not_guarded_by_its_item_is_caught() {
+    caught(Bug::MoveNotGuardedByItsItem, two_items_too_many());
 }
 
 #[test]

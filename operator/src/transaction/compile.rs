@@ -374,14 +374,23 @@ mod tests {
                     .to_owned(),
             ),
             (
-                transaction(json!({ "protocol": "TwoPhaseCommit", "participants": (0..59)
-                    .map(|n| json!({ "name": format!("p{n}"), "app": "a" }))
-                    .collect::<Vec<_>>() })),
-                "spec.participants must be less: a transaction has at most 58 branches, this one has 59".to_owned(),
+                many(65),
+                "the number of spec.participants must be between 1 and 64, not 65".to_owned(),
             ),
         ] {
             assert_eq!(compile(&object).unwrap_err().to_string(), refusal);
         }
+    }
+
+    fn many(participants: usize) -> DistributedTransaction {
+        let participant = |number| json!({ "name": format!("p{number}"), "app": "a" });
+        let participants: Vec<_> = (0..participants).map(participant).collect();
+        transaction(json!({ "protocol": "TwoPhaseCommit", "participants": participants }))
+    }
+
+    #[test]
+    fn sixty_four_participants_are_taken() {
+        assert!(compile(&many(64)).is_ok());
     }
 
     #[test]

@@ -4,14 +4,14 @@
 //! plan under way, and after each input asks what is to be done next. Nothing is true before its plan held: a
 //! coordinator that has been replaced finds its next plan refused.
 
+mod commits;
 mod outcome;
 mod people;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BranchRecord, Decision, Operation, Peers, Reply, Stage, Transaction, Verdict, plans};
-use crate::etcd::Relation;
-use crate::{Answer, App, Branch, Entry, Key, Millis, Now, Plan, SessionId, TransactionId};
+use crate::{Answer, App, Branch, Entry, Millis, Now, Plan, SessionId, TransactionId};
 
 /// The wait before a plan is tried again whose fate is not known or that was refused for no reason to be seen.
 pub const AGAIN: Millis = 200;
@@ -85,6 +85,7 @@ enum Step {
     Look,
     Decide(Transaction),
     Amend(Transaction, Vec<(Branch, i64)>),
+    Move(Transaction),
     Finish,
 }
 
@@ -114,6 +115,7 @@ pub struct Coordinator {
     /// Sessions that were found gone before the peers said so.
     gone: BTreeSet<SessionId>,
     state: State,
+    room: usize,
 }
 
 impl Coordinator {
@@ -153,7 +155,19 @@ impl Coordinator {
             answers: BTreeMap::new(),
             gone: BTreeSet::new(),
             state: State::Idle,
+            room: plans::ROOM,
         }
+    }
+
+    /// Gives its plans less room than [`plans::ROOM`], so that a few branches are many.
+    pub fn set_room(&mut self, operations: usize) {
+        self.room = operations;
+    }
+
+    /// How many answers one plan may take into the record: each is deleted where it may be, and its branch may be asked
+    /// again.
+    fn most_heard(&self) -> usize {
+        (self.room / (2 + self.record.former.len())).max(1)
     }
 
     /// The transaction as it was last known to be remembered.
@@ -166,8 +180,8 @@ impl Coordinator {
         self.revision > 0
     }
 
-    /// What the plan under way is for, for people and fail points: `begin`, `adopt`, `look`, `decide`, `amend`, `finish`
-    /// or, without one, `idle`.
+    /// What the plan under way is for, for people and fail points: `begin`, `adopt`, `look`, `decide`, `amend`, `move`,
+    /// `finish` or, without one, `idle`.
     pub fn step_name(&self) -> &'static str {
         match &self.state {
             State::Committing(Step::Begin(_), _) => "begin",
@@ -175,6 +189,7 @@ impl Coordinator {
             State::Committing(Step::Look, _) => "look",
             State::Committing(Step::Decide(_), _) => "decide",
             State::Committing(Step::Amend(..), _) => "amend",
+            State::Committing(Step::Move(_), _) => "move",
             State::Committing(Step::Finish, _) => "finish",
             State::Idle | State::Resting(_) | State::Over => "idle",
         }
@@ -269,83 +284,6 @@ impl Coordinator {
             .then(|| (Decision::Abort, "not every participant voted in time".to_owned()))
     }
 
-    /// Where a branch's next item goes: where it is, or else to another sidecar of the app, or to the first to come.
-    fn aim(&self, app: &App, item: Option<&SessionId>, peers: &Peers) -> Option<SessionId> {
-        match item {
-            Some(session) if peers.is_live(session) && !self.gone.contains(session) => Some(session.clone()),
-            _ => peers.choose(app, &self.id, &self.gone),
-        }
-    }
-
-    fn commit(&mut self, step: Step, plan: Plan) -> Vec<Effect> {
-        let needed = plan.compares.iter().filter(|compare| compare.relation == Relation::Greater);
-        let needed = needed.filter_map(|compare| match &compare.key {
-            Key::Session(session) => Some(session.clone()),
-            _ => None,
-        });
-        self.state = State::Committing(step, needed.collect());
-        vec![Effect::Commit(plan)]
-    }
-
-    fn commit_begin(&mut self, peers: &Peers, now: Now) -> Vec<Effect> {
-        let mut record = self.record.clone();
-        self.first_coordinator(&mut record, peers, now);
-        self.commit(Step::Begin(record.clone()), plans::begin(&self.id, record))
-    }
-
-    fn first_coordinator(&self, record: &mut Transaction, peers: &Peers, now: Now) {
-        record.coordinator = Some(self.own.clone());
-        record.deadline = now.unix + record.timeout;
-        for branch in &mut record.branches {
-            branch.item = peers.choose(&branch.participant.app, &self.id, &self.gone);
-        }
-    }
-
-    fn commit_adopt(&mut self, peers: &Peers, now: Now) -> Vec<Effect> {
-        if self.record.coordinator.as_ref() == Some(&self.own) {
-            let plan = plans::look(&self.id, self.revision, &self.record);
-            return self.commit(Step::Look, plan);
-        }
-        let mut record = self.record.clone();
-        let unowned = record.coordinator.is_none();
-        match record.coordinator.replace(self.own.clone()) {
-            Some(former) => record.former.push(former),
-            None => self.first_coordinator(&mut record, peers, now),
-        }
-        let plan = plans::adopt(&self.id, self.revision, record.clone(), unowned);
-        self.commit(Step::Adopt(record), plan)
-    }
-
-    fn commit_decide(&mut self, decision: Decision, reason: String, peers: &Peers) -> Vec<Effect> {
-        let mut record = self.record.clone();
-        record.decision = Some(decision);
-        record.reason = reason;
-        let mut moved = Vec::new();
-        for branch in record.branches.iter_mut().filter(|branch| branch.stage != Stage::Skipped) {
-            let vote = self.vote(&branch.participant.name);
-            let old = self.record.item(&self.id, branch);
-            // Unclaimed work stays for the first to come.
-            let unclaimed = branch.item.is_none() && vote.is_none();
-            if !unclaimed {
-                let to = self.aim(&branch.participant.app, branch.item.as_ref(), peers);
-                if to != branch.item && vote.is_none() {
-                    moved.push(old);
-                }
-                branch.item = to;
-            }
-            if let Some(Reply { verdict: Verdict::Yes(result) | Verdict::No(result), attempts, .. }) = vote {
-                branch.result.clone_from(result);
-                branch.attempts = *attempts;
-            }
-            branch.stage = Stage::Applying;
-        }
-        // Nothing comes any more to a coordinator that is gone, and what came goes with this.
-        let answers = record.answers(&self.id);
-        record.former.clear();
-        let plan = plans::decide(&self.id, self.revision, record.clone(), answers, moved);
-        self.commit(Step::Decide(record), plan)
-    }
-
     /// Takes what was answered to the decision: finishes, or records what people must know and what they wished.
     fn apply(&mut self, decision: Decision, peers: &Peers, now: Now) -> Vec<Effect> {
         let news = self.answers.iter().any(|(branch, (_, reply))| {
@@ -364,11 +302,15 @@ impl Coordinator {
             return Vec::new();
         }
         let mut record = self.record.clone();
-        let mut heard = Vec::new();
-        let mut asked = Vec::new();
+        let (mut heard, mut asked, mut left) = (Vec::new(), Vec::new(), false);
         for (index, branch) in record.branches.iter_mut().enumerate() {
             let Some((revision, Some(reply))) = self.answers.get(&branch.participant.name) else { continue };
             let current = reply.operation == decision.operation();
+            let applied = current && matches!(reply.verdict, Verdict::Yes(_));
+            if !applied && heard.len() == self.most_heard() {
+                left = true;
+                continue;
+            }
             match (&reply.verdict, branch.stage) {
                 (Verdict::Yes(result), _) if current => {
                     branch.stage = Stage::Applied;
@@ -395,7 +337,7 @@ impl Coordinator {
             self.record = record;
             return self.commit(Step::Finish, plan);
         }
-        self.amend(record, &asked, heard, crowded)
+        self.amend(record, &asked, heard, crowded && !left)
     }
 
     fn done(&self, branch: &BranchRecord, decision: Decision) -> bool {

@@ -20,6 +20,9 @@ pub const MAX_OPERATIONS: usize = 127;
 pub const MAX_BYTES: usize = 1_300_000;
 /// So many former coordinators are provided for.
 const FORMER: usize = 8;
+/// Operations that a plan has beside those that every one of its kind needs, to move items and to clear answers: what would
+/// take more is done by several plans.
+pub const ROOM: usize = 96;
 
 /// Why a transaction is refused at begin: what could not be decided in one plan is not begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,10 +78,10 @@ pub fn new(name: Name, settings: &Settings, definition: i64, input: String, now:
     }
 }
 
-/// Whether the largest plan the transaction could ever need fits: an abort that finds every branch unanswered and every
-/// participant's sidecar gone, so that each item is deleted in one place and put in another.
+/// Whether the largest plan the transaction could ever need fits: a decision that puts an item for every branch, and moves
+/// as many as it may of those that stand where nobody lives any more.
 pub fn check_size(record: &Transaction) -> Result<(), TooLarge> {
-    let max = (MAX_OPERATIONS - 2 - FORMER) / 2;
+    let max = MAX_OPERATIONS - 2 - FORMER - ROOM / 2;
     let branches = record.branches.len();
     if branches > max {
         return Err(TooLarge::Branches { branches, max });
@@ -239,6 +242,22 @@ pub(super) fn decide(
     }
     let asked = record.at(Stage::Applying);
     ask(plan, id, record, &asked, operation)
+}
+
+/// Moves undecided items from `moved`, where nobody lives any more, to where the record says; `asked` are those that are
+/// still to vote. Each must be there: one that is not has voted, and must not be asked again. Refused, it has read the
+/// answers too.
+pub(super) fn move_items(
+    id: &TransactionId,
+    revision: i64,
+    record: Transaction,
+    asked: &[usize],
+    moved: Vec<Key>,
+) -> Plan {
+    let answers = record.answers(id);
+    let plan = amend(id, revision, record, asked, &[]);
+    let plan = moved.into_iter().fold(plan, |plan, key| plan.present(key.clone()).delete(key));
+    answers.into_iter().fold(plan, Plan::otherwise)
 }
 
 /// Records which branches are stuck, skipped or asked again, and clears the answers that said so.

@@ -11,6 +11,7 @@ pub(crate) enum Bug {
     VoteNotGuardedByTheTransaction,
     WorkForTheDead,
     MoveNotRecorded,
+    MoveNotGuardedByItsItem,
     FormerInboxesNotRead,
     ReadBeforeTheSwap,
     AdoptionOnTheEventAlone,
@@ -45,6 +46,9 @@ impl Bug {
             Self::MoveNotRecorded if moves && !decides => {
                 plan.compares.retain(|compare| !matches!(compare.key, Key::Transaction(_)));
                 plan.writes.retain(|write| !matches!(write, Write::Put(Key::Transaction(_), ..)));
+            }
+            Self::MoveNotGuardedByItsItem if moves && !decides => {
+                plan.compares.retain(|compare| !matches!(compare.key, Key::Work { .. }));
             }
             Self::FormerInboxesNotRead => {
                 plan.reads.retain(|range| !matches!(range, Range::Answers(_, session, _) if session != own));

@@ -68,7 +68,9 @@ impl World {
         let now = self.now();
         let sidecar = self.pods[pod].as_mut().unwrap();
         let own = (sidecar.app.clone(), sidecar.session.clone());
-        let (machine, effects) = Coordinator::adopt(ID.into(), record, revision, own, &sidecar.peers, now);
+        let (mut machine, effects) =
+            Coordinator::adopt(ID.into(), record, revision, own, &sidecar.peers, now);
+        scenario.room.inspect(|room| machine.set_room(*room));
         sidecar.coordinator = Some(machine);
         self.coordinator_effects(scenario, pod, effects);
     }

@@ -43,6 +43,8 @@ pub(crate) struct Scenario {
     pub(crate) once: bool,
     /// Whether a watch shows what there is at once, which leaves fewer orders to try.
     pub(crate) prompt: bool,
+    /// Operations that the coordinator's plans have room for, if fewer than there are.
+    pub(crate) room: Option<usize>,
     /// What is broken on purpose.
     pub(crate) bug: Option<Bug>,
 }
@@ -157,8 +159,9 @@ impl World {
             let pod = scenario.coordinators[0];
             let sidecar = world.pods[pod].as_ref().unwrap();
             let own = (sidecar.app.clone(), sidecar.session.clone());
-            let (machine, effects) =
+            let (mut machine, effects) =
                 Coordinator::begin(ID.into(), record, own, &sidecar.peers, Now::default());
+            scenario.room.inspect(|room| machine.set_room(*room));
             world.pods[pod].as_mut().unwrap().coordinator = Some(machine);
             world.coordinator_effects(scenario, pod, effects);
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::app::Behaviour::{Answer, Await};
-use super::world::{NAME, World, settings, text};
+use super::world::{NAME, World, many, settings, text};
 use anyhow::{Result, ensure};
 use concordat_protocol::{
     Key, Now, Plan,
@@ -245,15 +245,7 @@ async fn one_that_is_handed_over_is_adopted() -> Result<()> {
 async fn what_cannot_be_decided_in_one_commit_is_not_begun() -> Result<()> {
     let etcd = Etcd::start().await?;
     let world = World::new(&etcd, "large").await?;
-    let mut large = settings();
-    let one = large.participants[0].clone();
-    large.participants = (0..64)
-        .map(|number| concordat_protocol::transaction::Participant {
-            name: format!("b{number}").into(),
-            ..one.clone()
-        })
-        .collect();
-    world.define(&large).await?;
+    world.define(&many(70)).await?;
     let c = world.start("c", "").await?;
     let answer = world.post(&c, NAME, Some("t1"), &json!({})).await?;
     assert_eq!((answer.status, text(&answer.body, "code")?), (413, "transaction-too-large"));

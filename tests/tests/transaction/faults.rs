@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     app::Behaviour,
-    world::{NAME, Pod, World, settings},
+    world::{NAME, Pod, World, many, settings},
 };
 
 const COORDINATOR: [&str; 6] = [
@@ -26,6 +26,8 @@ const ADOPTER: [&str; 2] = ["tx-before-adopt", "tx-after-adopt"];
 const AMENDER: [&str; 2] = ["tx-before-amend", "tx-after-amend"];
 /// Of a coordinator whose decision came to nothing.
 const LOOKER: [&str; 2] = ["tx-before-look", "tx-after-look"];
+/// Of a coordinator that decides when more items stand where nobody lives than its decision can move.
+const MOVER: [&str; 2] = ["tx-before-move", "tx-after-move"];
 const PARTICIPANT: [&str; 8] = [
     "branch-before-prepare-call",
     "branch-after-prepare-call",
@@ -212,6 +214,35 @@ async fn looker(etcd: &Etcd, point: &'static str, fault: Fault) -> Result<()> {
         works_again(&world, &victim, &other).await?;
     }
     Ok(())
+}
+
+/// As many branches as there may be, and their sidecar is lost before any of them has voted.
+#[tokio::test]
+async fn a_coordinator_dies_or_freezes_while_it_moves_items() -> Result<()> {
+    let etcd = Etcd::start().await?;
+    every(&MOVER, |point, fault| mover(&etcd, point, fault)).await
+}
+
+async fn mover(etcd: &Etcd, point: &'static str, fault: Fault) -> Result<()> {
+    let world = World::new(etcd, &fault.of(point)).await?;
+    world.define(&many(64)).await?;
+    let (victim, other) = (world.start("c", &fault.at(point)).await?, world.start("c", "").await?);
+    let lost = world.start("p", &Fault::Kill.at("branch-before-prepare-call")).await?;
+    let begun = world.post(&victim, NAME, Some("t1"), &json!({})).await?;
+    ensure!(begun.status == 202, "{begun:?}");
+    Fault::Kill.struck(&world, &lost).await?;
+    let roll_back = async { world.post(&other, &format!("{NAME}/t1/rollback"), None, &json!({})).await };
+    let (_, struck) = tokio::join!(roll_back, fault.struck(&world, &victim));
+    struck?;
+    let _p = world.start("p", "").await?;
+    let finished = world.finished(&other, "t1").await?;
+    assert_eq!(finished["outcome"], "aborted");
+    fault.over(&victim)?;
+    world.check("t1", &[&finished], true).await?;
+    let again = world.begin(&other, "t2").await?;
+    ensure!(again.body["outcome"] == "committed", "{again:?}");
+    world.finished(&other, "t2").await?;
+    world.check("t2", &[&again.body], true).await
 }
 
 /// Whoever froze works again, with a session of its own.

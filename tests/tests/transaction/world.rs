@@ -221,25 +221,14 @@ impl World {
     /// What was seen of a transaction.
     pub(crate) async fn history(&self, id: &str) -> Result<History> {
         let mut history = History::default();
-        for (app, branch) in [(&self.p, "debit"), (&self.q, "credit")] {
-            history.branches.insert(branch.into());
-            history.ledger.insert(branch.into(), app.ledger(id, branch));
-            for call in app.calls().iter().filter(|call| call.transaction == id && call.branch == branch) {
-                let operation = match call.operation.as_str() {
-                    "prepare" => Operation::Prepare,
-                    "commit" => Operation::Commit,
-                    _ => Operation::Abort,
-                };
-                // Which sidecar called is not told: their epochs, which rise, put them in order.
-                history.calls.entry((branch.into(), 0)).or_default().push(operation);
-            }
-        }
+        let mut participants = settings().participants;
         for change in self.recorder.changes().await? {
             if change.namespace != self.namespace {
                 continue;
             }
             match (&change.key, change.entry.map(|entry| entry.record)) {
                 (Key::Transaction(of), Some(Record::Transaction(record))) if of.as_str() == id => {
+                    participants = record.branches.into_iter().map(|branch| branch.participant).collect();
                     if let Some(decision) = record.decision
                         && !history.decisions.iter().any(|(_, of)| *of == decision)
                     {
@@ -254,6 +243,23 @@ impl World {
                 }
                 _ => {}
             }
+        }
+        for Participant { name: branch, app, .. } in participants {
+            let app = if app.as_str() == "p" { &self.p } else { &self.q };
+            history.ledger.insert(branch.clone(), app.ledger(id, branch.as_str()));
+            for call in app.calls() {
+                if call.transaction != id || call.branch != branch.as_str() {
+                    continue;
+                }
+                let operation = match call.operation.as_str() {
+                    "prepare" => Operation::Prepare,
+                    "commit" => Operation::Commit,
+                    _ => Operation::Abort,
+                };
+                // Which sidecar called is not told: their epochs, which rise, put them in order.
+                history.calls.entry((branch.clone(), 0)).or_default().push(operation);
+            }
+            history.branches.insert(branch);
         }
         Ok(history)
     }
@@ -335,6 +341,15 @@ pub(crate) fn settings() -> transaction::Settings {
         once: false,
         retention: 60_000,
     }
+}
+
+/// Two-phase commit over this many branches, all of them `p`'s.
+pub(crate) fn many(branches: usize) -> transaction::Settings {
+    let mut settings = settings();
+    let one = settings.participants[0].clone();
+    let branch = |number| Participant { name: format!("b{number}").into(), ..one.clone() };
+    settings.participants = (0..branches).map(branch).collect();
+    settings
 }
 
 /// A value of an answer that must be there.

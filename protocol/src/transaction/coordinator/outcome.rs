@@ -19,11 +19,11 @@ impl Coordinator {
             }
             Step::Adopt(record) => {
                 self.learn(record, revision);
-                self.read_answers(answer);
+                self.read_answers(&answer);
                 vec![Effect::Begun]
             }
             Step::Look => {
-                self.read_answers(answer);
+                self.read_answers(&answer);
                 Vec::new()
             }
             Step::Decide(record) => self.learn(record, revision),
@@ -36,6 +36,10 @@ impl Coordinator {
                         *reply = None;
                     }
                 }
+                vec![Effect::Changed]
+            }
+            Step::Move(record) => {
+                self.learn(record, revision);
                 vec![Effect::Changed]
             }
             Step::Finish => self.over(Effect::Finished),
@@ -55,12 +59,12 @@ impl Coordinator {
         vec![effect]
     }
 
-    fn read_answers(&mut self, answer: Answer) {
-        for entry in answer.reads.into_iter().flatten() {
-            if let (Key::Answer { branch, .. }, Record::Answer(reply)) = (entry.key, entry.record) {
-                let known = self.answers.get(&branch).map_or(0, |(revision, _)| *revision);
+    fn read_answers(&mut self, answer: &Answer) {
+        for entry in answer.reads.iter().flatten() {
+            if let (Key::Answer { branch, .. }, Record::Answer(reply)) = (&entry.key, &entry.record) {
+                let known = self.answers.get(branch).map_or(0, |(revision, _)| *revision);
                 if entry.mod_revision > known {
-                    self.answers.insert(branch, (entry.mod_revision, Some(reply)));
+                    self.answers.insert(branch.clone(), (entry.mod_revision, Some(reply.clone())));
                 }
             }
         }
@@ -116,6 +120,14 @@ impl Coordinator {
             }
             (_, Step::Finish) => return self.over(Effect::Finished),
             _ => return self.over(Effect::Lost),
+        }
+        if let Step::Move(record) = &step {
+            // An item is not there when it was answered.
+            self.read_answers(answer);
+            news |=
+                self.record.branches.iter().zip(&record.branches).any(|(branch, to)| {
+                    branch.item != to.item && self.vote(&branch.participant.name).is_some()
+                });
         }
         let own_ended = missing.contains(&self.own.1);
         self.gone.extend(missing);

@@ -20,17 +20,22 @@ impl Coordinator {
     /// Goes on with an undecided transaction that was stopped, as people wish.
     pub(super) fn resume(&mut self, peers: &Peers, now: Now) -> Vec<Effect> {
         let mut record = self.record.clone();
-        let (mut heard, mut asked) = (Vec::new(), Vec::new());
+        let (mut heard, mut asked, mut left) = (Vec::new(), Vec::new(), false);
         for (index, branch) in record.branches.iter_mut().enumerate() {
             let Some((revision, Some(reply))) = self.answers.get(&branch.participant.name) else { continue };
+            if heard.len() == self.most_heard() {
+                left = true;
+                continue;
+            }
             if let Some(again) = self.help(branch, &reply.verdict, Stage::Preparing, peers) {
                 asked.extend(again.then_some(index));
                 heard.push((branch.participant.name.clone(), *revision));
             }
         }
         // What is asked again may have voted already, in the inbox of one that is gone.
-        let crowded =
-            self.is_crowded() && record.branches.iter().all(|branch| branch.stage != Stage::Preparing);
+        let crowded = !left
+            && self.is_crowded()
+            && record.branches.iter().all(|branch| branch.stage != Stage::Preparing);
         if heard.is_empty() && !crowded {
             return Vec::new();
         }

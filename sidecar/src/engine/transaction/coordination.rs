@@ -193,6 +193,7 @@ fn points(step: &str) -> (&'static str, &'static str) {
         "adopt" => ("tx-before-adopt", "tx-after-adopt"),
         "decide" => ("tx-before-decide", "tx-after-decide"),
         "amend" => ("tx-before-amend", "tx-after-amend"),
+        "move" => ("tx-before-move", "tx-after-move"),
         "finish" => ("tx-before-finish", "tx-after-finish"),
         _ => ("tx-before-look", "tx-after-look"),
     }

@@ -1,0 +1,188 @@
+//! As many participants as there may be, and all at once: no plan is larger than etcd takes.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+use std::collections::BTreeSet;
+
+use concordat_protocol::{
+    Answer, Branch, Entry, Key, Now, Plan, Range, Record, SessionId, Write,
+    definition::Backoff,
+    session::Session,
+    transaction::{
+        Coordinator, Decision, Operation, Participant, Peers, Protocol, Reply, Settings, Stage, Transaction,
+        Verdict,
+        coordinator::{Effect, Input},
+        plans,
+    },
+};
+
+/// What a DistributedTransaction may have.
+const MOST: usize = 64;
+const LATE: Now = Now { monotonic: 0, unix: 1_000_000 };
+
+fn name(number: usize) -> String {
+    format!("p{number}")
+}
+
+/// Each participant is an app of its own, whose sidecar had its item and is gone.
+fn record() -> Transaction {
+    let participant = |number: usize| Participant {
+        name: name(number).as_str().into(),
+        app: name(number).as_str().into(),
+        path: String::new(),
+        timeout: 1_000,
+        retry: Backoff { initial: 100, max: 100, factor_milli: 1_000 },
+        attempts: 0,
+        after: vec![],
+        input: None,
+    };
+    let settings = Settings {
+        protocol: Protocol::TwoPhaseCommit,
+        participants: (0..MOST).map(participant).collect(),
+        timeout: 5_000,
+        once: false,
+        retention: 60_000,
+    };
+    let mut record = plans::new("pay".into(), &settings, 1, "{}".into(), Now { monotonic: 0, unix: 1 });
+    for branch in &mut record.branches {
+        branch.item = Some(format!("gone-{}", branch.participant.name.as_str()).as_str().into());
+    }
+    Transaction { coordinator: Some(("c".into(), "gone-c".into())), deadline: 5_001, ..record }
+}
+
+struct World {
+    coordinator: Coordinator,
+    peers: Peers,
+    revision: i64,
+}
+
+impl World {
+    /// Adopted long after the deadline, when every app has a sidecar again.
+    fn new(record: Transaction, answers: Vec<Entry>) -> (Self, Vec<Effect>) {
+        let mut peers = Peers::default();
+        for app in (0..MOST).map(name).chain(["c".to_owned()]) {
+            peers.put(
+                app.as_str().into(),
+                Session { pod: String::new(), app: app.as_str().into(), accepts: true },
+            );
+        }
+        let own = ("c".into(), "c".into());
+        let (coordinator, effects) = Coordinator::adopt("t1".into(), record, 8, own, &peers, LATE);
+        let mut world = Self { coordinator, peers, revision: 8 };
+        let effects = world.commits_and_reads(&effects, answers);
+        (world, effects)
+    }
+
+    fn commits(&mut self, effects: &[Effect]) -> Vec<Effect> {
+        self.commits_and_reads(effects, vec![])
+    }
+
+    fn commits_and_reads(&mut self, effects: &[Effect], found: Vec<Entry>) -> Vec<Effect> {
+        fits(plan(effects));
+        self.revision += 1;
+        let answer = Answer { held: true, revision: self.revision, reads: vec![found] };
+        self.coordinator.step(Input::Committed(answer), &self.peers, LATE)
+    }
+}
+
+fn plan(effects: &[Effect]) -> &Plan {
+    let plan = effects.iter().find_map(|effect| match effect {
+        Effect::Commit(plan) => Some(plan),
+        _ => None,
+    });
+    plan.unwrap_or_else(|| panic!("{effects:?}"))
+}
+
+fn fits(plan: &Plan) {
+    let operations = plan.writes.len() + plan.reads.len();
+    let largest = operations.max(plan.compares.len()).max(plan.otherwise.len());
+    assert!(largest <= plans::MAX_OPERATIONS, "{largest}");
+}
+
+fn asked(plan: &Plan) -> Vec<(Branch, SessionId, Operation)> {
+    let work = |write: &Write| match write {
+        Write::Put(Key::Work { branch, session: Some(session), .. }, Record::Work(work), _) => {
+            Some((branch.clone(), session.clone(), work.operation))
+        }
+        _ => None,
+    };
+    plan.writes.iter().filter_map(work).collect()
+}
+
+/// Whether it clears the inboxes of former coordinators.
+fn forgets(plan: &Plan) -> bool {
+    plan.writes.iter().any(|write| matches!(write, Write::Delete(Range::Answers(..))))
+}
+
+fn put(plan: &Plan) -> Transaction {
+    let record = plan.writes.iter().find_map(|write| match write {
+        Write::Put(_, Record::Transaction(record), _) => Some(record.clone()),
+        _ => None,
+    });
+    record.unwrap()
+}
+
+fn all_stuck(record: &Transaction) -> bool {
+    record.branches.iter().all(|branch| branch.stage == Stage::Stuck)
+}
+
+/// What the sidecar of a participant answered to the coordinator that is gone: its app says no for good.
+fn refused(number: usize) -> Entry {
+    let verdict = Verdict::No("broken".into());
+    let key = Key::Answer {
+        app: "c".into(),
+        session: "gone-c".into(),
+        transaction: "t1".into(),
+        branch: name(number).as_str().into(),
+    };
+    let record = Reply { operation: Operation::Commit, verdict, attempts: 9 }.into();
+    Entry { key, record, create_revision: 7, mod_revision: 7 }
+}
+
+#[test]
+fn it_begins() {
+    plans::check_size(&record()).unwrap();
+}
+
+#[test]
+fn it_is_decided_when_all_sidecars_were_lost() {
+    let (mut world, mut effects) = World::new(record(), vec![]);
+    let mut moved = BTreeSet::new();
+    while world.coordinator.record().decision.is_none() {
+        let plan = plan(&effects).clone();
+        for (branch, session, operation) in asked(&plan) {
+            assert_eq!(branch.as_str(), session.as_str(), "to who lives");
+            if operation == Operation::Prepare {
+                assert!(moved.insert(branch), "once");
+            }
+        }
+        effects = world.commits(&effects);
+        assert!(world.revision < 20, "it comes to an end");
+    }
+    assert!(!moved.is_empty());
+    assert!(effects.contains(&Effect::Decided(Decision::Abort)));
+    let record = world.coordinator.record();
+    assert!(record.branches.iter().all(|branch| branch.stage == Stage::Applying));
+}
+
+/// What the decision could not do to them is written down for people, whoever coordinated before.
+#[test]
+fn all_of_them_may_be_stuck_at_once() {
+    for former in [0, 1, 2] {
+        let mut decided = record();
+        decided.decision = Some(Decision::Commit);
+        decided.former =
+            (1..former).map(|number| ("c".into(), format!("c{number}").as_str().into())).collect();
+        for branch in &mut decided.branches {
+            branch.stage = Stage::Applying;
+        }
+        let (mut world, mut effects) = World::new(decided, (0..MOST).map(refused).collect());
+        while effects.iter().any(|effect| matches!(effect, Effect::Commit(_))) {
+            assert!(!forgets(plan(&effects)) || all_stuck(&put(plan(&effects))), "an answer is lost");
+            effects = world.commits(&effects);
+            assert!(world.revision < 200, "it comes to an end");
+        }
+        let record = world.coordinator.record();
+        assert!(all_stuck(record), "{former}");
+        assert!(record.former.len() < 2, "{:?}", record.former);
+    }
+}
