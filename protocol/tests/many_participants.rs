@@ -164,6 +164,24 @@ fn it_is_decided_when_all_sidecars_were_lost() {
     assert!(record.branches.iter().all(|branch| branch.stage == Stage::Applying));
 }
 
+/// Their items went when etcd was restored: there is nothing to move.
+#[test]
+fn all_that_a_restored_etcd_has_undecided_is_rolled_back() {
+    let key = Key::Transaction("t1".into());
+    let entry = Entry { key, record: record().into(), create_revision: 5, mod_revision: 7 };
+    let stop = plans::stop(&"t1".into(), &entry, "restored").unwrap();
+    fits(&stop);
+    let (mut world, _) = World::new(put(&stop), vec![]);
+    let wish =
+        Reply { operation: Operation::Prepare, verdict: Verdict::Rollback("by hand".into()), attempts: 0 };
+    let wished = Input::Answered(Branch::everything(), 20, wish);
+    let effects = world.coordinator.step(wished, &world.peers, LATE);
+    let aborted: Vec<Operation> =
+        asked(plan(&effects)).into_iter().map(|(.., operation)| operation).collect();
+    assert_eq!(aborted, [Operation::Abort; MOST]);
+    assert!(world.commits(&effects).contains(&Effect::Decided(Decision::Abort)));
+}
+
 /// What the decision could not do to them is written down for people, whoever coordinated before.
 #[test]
 fn all_of_them_may_be_stuck_at_once() {

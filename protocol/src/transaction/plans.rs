@@ -244,9 +244,9 @@ pub(super) fn decide(
     ask(plan, id, record, &asked, operation)
 }
 
-/// Moves undecided items from `moved`, where nobody lives any more, to where the record says; `asked` are those that are
-/// still to vote. Each must be there: one that is not has voted, and must not be asked again. Refused, it has read the
-/// answers too.
+/// Moves the items of the `asked` branches, which are still to vote, from `moved`, where nobody lives any more, to where the
+/// record says. Each must be there: one that is not has voted, and must not be asked again. Refused, it has read the answers
+/// too.
 pub(super) fn move_items(
     id: &TransactionId,
     revision: i64,

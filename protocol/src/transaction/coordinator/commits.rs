@@ -72,7 +72,8 @@ impl Coordinator {
             let unclaimed = branch.item.is_none() && vote.is_none();
             if !unclaimed {
                 let to = self.aim(&branch.participant.app, branch.item.as_ref(), peers);
-                if to != branch.item && vote.is_none() {
+                // One that is stuck has no item.
+                if to != branch.item && vote.is_none() && branch.stage == Stage::Preparing {
                     moved.push(old);
                 }
                 branch.item = to;
@@ -99,15 +100,15 @@ impl Coordinator {
         let mut record = self.record.clone();
         let (mut asked, mut moved) = (Vec::new(), Vec::new());
         for (index, branch) in record.branches.iter_mut().enumerate() {
-            let there = branch.item.is_some() && branch.stage != Stage::Skipped;
-            if !there || self.vote(&branch.participant.name).is_some() || moved.len() == self.most_moved() {
+            let there = branch.item.is_some() && branch.stage == Stage::Preparing;
+            if !there || self.vote(&branch.participant.name).is_some() || asked.len() == self.most_moved() {
                 continue;
             }
             let to = self.aim(&branch.participant.app, branch.item.as_ref(), peers);
             if to != branch.item {
                 moved.push(self.record.item(&self.id, branch));
                 branch.item = to;
-                asked.extend((branch.stage == Stage::Preparing).then_some(index));
+                asked.push(index);
             }
         }
         let plan = plans::move_items(&self.id, self.revision, record.clone(), &asked, moved);
