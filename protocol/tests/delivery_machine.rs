@@ -2,37 +2,23 @@
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
+#[path = "delivery/settings.rs"]
+mod settings;
+
 use concordat_protocol::{
     Answer, Entry, Key, Now, Plan, Range, Record,
     queue::{
-        Fate, Message, Mode, OnFull, Ordering, Outcome, Progress, Segment, SegmentId, Settings, Stage,
+        Fate, Message, Outcome, Progress, Segment, SegmentId, Stage,
         delivery::{Change, Delivered, Delivery, Effect, Input, Tag},
         location::Location,
     },
 };
+use settings::settings;
 
 const NOW: Now = Now { monotonic: 1_000, unix: 1_000_000 };
 const NEVER: u64 = u64::MAX;
 /// Bytes of a segment, as its key has them: two fit into memory and a third does not.
 const LARGE: u32 = 3 << 20;
-
-fn settings() -> Settings {
-    Settings {
-        mode: Mode::WorkQueue,
-        partitions: 1,
-        ordering: Ordering::None,
-        visibility: 30_000,
-        max_deliveries: 1,
-        backoff: vec![],
-        dead_letter_queue: None,
-        dead_letter_retention: 60_000,
-        retention_age: 3_600_000,
-        retention_bytes: 1 << 30,
-        on_full: OnFull::Refuse,
-        max_message_bytes: 256 << 10,
-        dedup_window: 60_000,
-    }
-}
 
 fn location(number: u64, messages: u32) -> Location {
     let segment = SegmentId { session: "publisher".into(), number, messages, bytes: LARGE };
@@ -51,7 +37,7 @@ fn entry(key: Key, record: impl Into<Record>, revision: i64) -> Entry {
 
 /// A machine that knows nothing yet, with its session.
 fn machine() -> Delivery {
-    let mut machine = Delivery::new("orders".into(), settings(), 2, 0);
+    let mut machine = Delivery::new("orders".into(), settings(1), 2, 0);
     machine.step(Input::Session(Some(("consumer".into(), u64::MAX))), NOW);
     machine
 }

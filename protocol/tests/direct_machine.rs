@@ -2,41 +2,27 @@
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
+#[path = "delivery/settings.rs"]
+mod settings;
+
 use concordat_protocol::{
     Answer, Entry, Key, Now, Plan, Record, Write,
     queue::{
-        Fate, Message, Mode, OnFull, Ordering, Outcome, Progress, Segment, SegmentId, Settings, Stage,
+        Fate, Message, Outcome, Progress, Segment, SegmentId, Stage,
         delivery::{Change, Delivered, Delivery, Effect, Input, Status, Tag, Verdict},
         location::{Location, Receipt},
         publish::{self, Offer, Publisher},
     },
 };
+use settings::settings;
 
 const NOW: Now = Now { monotonic: 1_000, unix: 1_000_000 };
 const NEVER: u64 = u64::MAX;
 const ME: &str = "me";
 
-fn settings() -> Settings {
-    Settings {
-        mode: Mode::WorkQueue,
-        partitions: 1,
-        ordering: Ordering::None,
-        visibility: 30_000,
-        max_deliveries: 2,
-        backoff: vec![],
-        dead_letter_queue: None,
-        dead_letter_retention: 60_000,
-        retention_age: 3_600_000,
-        retention_bytes: 1 << 30,
-        on_full: OnFull::Refuse,
-        max_message_bytes: 256 << 10,
-        dedup_window: 60_000,
-    }
-}
-
 /// A machine that has seen an empty queue, and for whom this many wait.
 fn machine(waiting: u64) -> Delivery {
-    let mut machine = Delivery::new("orders".into(), settings(), 2, 1_000);
+    let mut machine = Delivery::new("orders".into(), settings(2), 2, 1_000);
     machine.step(Input::Session(Some((ME.into(), u64::MAX))), NOW);
     machine.step(Input::Snapshot(5, vec![]), NOW);
     for waiter in 0..waiting {
@@ -47,7 +33,7 @@ fn machine(waiting: u64) -> Delivery {
 
 /// The plan by which a sidecar with this session stores so many messages.
 fn publish(session: &str, messages: usize, not_before: u64) -> Plan {
-    let mut publisher = Publisher::new("orders".into(), settings(), 2, session.into(), 1);
+    let mut publisher = Publisher::new("orders".into(), settings(2), 2, session.into(), 1);
     let message = Message { body: vec![1], expires: NEVER, ..Message::default() };
     let offer = Offer { message, not_before, producer: None };
     publisher.step(publish::Input::Offer(0, vec![offer; messages]));

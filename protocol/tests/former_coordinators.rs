@@ -2,38 +2,24 @@
 //! grow with them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
+#[path = "coordinator/record.rs"]
+mod record;
+
 use concordat_protocol::{
-    Answer, Entry, Key, Now, Plan, Range, Record, Write,
-    definition::Backoff,
+    Answer, Entry, Key, Now, Plan, Range, Write,
     session::Session,
     transaction::{
-        Coordinator, Decision, Operation, Participant, Peers, Protocol, Reply, Settings, Stage, Transaction,
-        Verdict,
+        Coordinator, Decision, Operation, Peers, Reply, Stage, Transaction, Verdict,
         coordinator::{Effect, Input},
         plans,
     },
 };
+use record::{put, settings};
 
 const NOW: Now = Now { monotonic: 0, unix: 1_000 };
 
 fn committed() -> Transaction {
-    let participant = |name: &str| Participant {
-        name: name.into(),
-        app: name.into(),
-        path: String::new(),
-        timeout: 1_000,
-        retry: Backoff { initial: 100, max: 100, factor_milli: 1_000 },
-        attempts: 0,
-        after: vec![],
-        input: None,
-    };
-    let settings = Settings {
-        protocol: Protocol::TwoPhaseCommit,
-        participants: vec![participant("debit"), participant("credit")],
-        timeout: 5_000,
-        once: false,
-        retention: 60_000,
-    };
+    let settings = settings(["debit", "credit"]);
     let mut record = plans::new("pay".into(), &settings, 1, "{}".into(), NOW);
     record.coordinator = Some(("c".into(), "c0".into()));
     record.decision = Some(Decision::Commit);
@@ -41,14 +27,6 @@ fn committed() -> Transaction {
         branch.stage = Stage::Applying;
     }
     record
-}
-
-fn put(plan: &Plan) -> Transaction {
-    let record = plan.writes.iter().find_map(|write| match write {
-        Write::Put(_, Record::Transaction(record), _) => Some(record.clone()),
-        _ => None,
-    });
-    record.unwrap()
 }
 
 /// The record after a sidecar has adopted it, that found this answered, and what it did then if anything.

@@ -1,19 +1,21 @@
 //! As many participants as there may be, and all at once: no plan is larger than etcd takes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
+#[path = "coordinator/record.rs"]
+mod record;
+
 use std::collections::BTreeSet;
 
 use concordat_protocol::{
     Answer, Branch, Entry, Key, Now, Plan, Range, Record, SessionId, Write,
-    definition::Backoff,
     session::Session,
     transaction::{
-        Coordinator, Decision, Operation, Participant, Peers, Protocol, Reply, Settings, Stage, Transaction,
-        Verdict,
+        Coordinator, Decision, Operation, Peers, Reply, Stage, Transaction, Verdict,
         coordinator::{Effect, Input},
         plans,
     },
 };
+use record::{put, settings};
 
 /// What a DistributedTransaction may have.
 const MOST: usize = 64;
@@ -25,23 +27,8 @@ fn name(number: usize) -> String {
 
 /// Each participant is an app of its own, whose sidecar had its item and is gone.
 fn record() -> Transaction {
-    let participant = |number: usize| Participant {
-        name: name(number).as_str().into(),
-        app: name(number).as_str().into(),
-        path: String::new(),
-        timeout: 1_000,
-        retry: Backoff { initial: 100, max: 100, factor_milli: 1_000 },
-        attempts: 0,
-        after: vec![],
-        input: None,
-    };
-    let settings = Settings {
-        protocol: Protocol::TwoPhaseCommit,
-        participants: (0..MOST).map(participant).collect(),
-        timeout: 5_000,
-        once: false,
-        retention: 60_000,
-    };
+    let names: Vec<String> = (0..MOST).map(name).collect();
+    let settings = settings(names.iter().map(String::as_str));
     let mut record = plans::new("pay".into(), &settings, 1, "{}".into(), Now { monotonic: 0, unix: 1 });
     for branch in &mut record.branches {
         branch.item = Some(format!("gone-{}", branch.participant.name.as_str()).as_str().into());
@@ -111,14 +98,6 @@ fn asked(plan: &Plan) -> Vec<(Branch, SessionId, Operation)> {
 /// Whether it clears the inboxes of former coordinators.
 fn forgets(plan: &Plan) -> bool {
     plan.writes.iter().any(|write| matches!(write, Write::Delete(Range::Answers(..))))
-}
-
-fn put(plan: &Plan) -> Transaction {
-    let record = plan.writes.iter().find_map(|write| match write {
-        Write::Put(_, Record::Transaction(record), _) => Some(record.clone()),
-        _ => None,
-    });
-    record.unwrap()
 }
 
 fn all_stuck(record: &Transaction) -> bool {

@@ -1,38 +1,24 @@
 //! A transaction that was undecided when etcd was restored: nothing but a person decides it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
+#[path = "coordinator/record.rs"]
+mod record;
+
 use concordat_protocol::{
     Answer, Branch, Entry, Key, Now, Plan, Record, Write,
-    definition::Backoff,
     session::Session,
     transaction::{
-        Coordinator, Decision, Operation, Participant, Peers, Protocol, Reply, Settings, Stage, Transaction,
-        Verdict,
+        Coordinator, Decision, Operation, Peers, Reply, Stage, Transaction, Verdict,
         coordinator::{Effect, Input},
         plans,
     },
 };
+use record::{put, settings};
 
 const LATE: Now = Now { monotonic: 0, unix: 1_000_000 };
 
 fn stopped() -> Transaction {
-    let participant = |name: &str| Participant {
-        name: name.into(),
-        app: name.into(),
-        path: String::new(),
-        timeout: 1_000,
-        retry: Backoff { initial: 100, max: 100, factor_milli: 1_000 },
-        attempts: 0,
-        after: vec![],
-        input: None,
-    };
-    let settings = Settings {
-        protocol: Protocol::TwoPhaseCommit,
-        participants: vec![participant("debit"), participant("credit")],
-        timeout: 5_000,
-        once: false,
-        retention: 60_000,
-    };
+    let settings = settings(["debit", "credit"]);
     let record = plans::new("pay".into(), &settings, 1, "{}".into(), Now { monotonic: 0, unix: 1 });
     let record = Transaction { coordinator: Some(("c".into(), "gone".into())), deadline: 5_001, ..record };
     let entry = Entry {
@@ -49,14 +35,6 @@ fn stopped() -> Transaction {
     let again = Entry { record: stopped.clone().into(), ..entry };
     assert_eq!(plans::stop(&"t1".into(), &again, "restored"), None, "once is enough");
     stopped
-}
-
-fn put(plan: &Plan) -> Transaction {
-    let record = plan.writes.iter().find_map(|write| match write {
-        Write::Put(_, Record::Transaction(record), _) => Some(record.clone()),
-        _ => None,
-    });
-    record.unwrap()
 }
 
 fn asked(plan: &Plan) -> Vec<(Branch, Operation)> {
