@@ -6,7 +6,7 @@
 mod settings;
 
 use concordat_protocol::{
-    Answer, Entry, Key, Now, Plan, Record, Write,
+    Answer, Entry, Key, Lease, Now, Plan, Record, Write,
     queue::{
         Fate, Message, Outcome, Progress, Segment, SegmentId, Stage,
         delivery::{Change, Delivered, Delivery, Effect, Input, Status, Tag, Verdict},
@@ -90,8 +90,12 @@ fn fates(plan: &Plan) -> Vec<Fate> {
     progress.unwrap()
 }
 
+/// Claims that end with the session.
 fn claims(plan: &Plan) -> usize {
-    plan.writes.iter().filter(|write| matches!(write, Write::Put(Key::Claim { .. }, ..))).count()
+    let leased = Lease::Session(ME.into());
+    let claims =
+        |write: &&Write| matches!(write, Write::Put(Key::Claim { .. }, _, lease) if *lease == leased);
+    plan.writes.iter().filter(claims).count()
 }
 
 #[test]
