@@ -217,7 +217,7 @@ impl Inner {
     }
 
     /// The delivery of a queue, if there is one here.
-    fn consumed(&self, queue: &Name, life: i64) -> Option<Arc<Consuming>> {
+    fn consuming_here(&self, queue: &Name, life: i64) -> Option<Arc<Consuming>> {
         self.consuming.lock().get(queue).filter(|found| found.lives(life)).cloned()
     }
 

@@ -102,7 +102,7 @@ impl Publishing {
                 Effect::Commit(tag, plan) => {
                     let (of, inner) = (self.clone(), inner.clone());
                     tokio::spawn(async move {
-                        let outcome = match inner.consumed(&of.queue, of.life) {
+                        let outcome = match inner.consuming_here(&of.queue, of.life) {
                             Some(consuming) => consuming.publish(plan).await,
                             None => inner.commit(plan).await,
                         };
