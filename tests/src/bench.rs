@@ -56,9 +56,10 @@ pub async fn run(command: Command) -> Result<()> {
     report.idle(stage.idle(Duration::from_secs(5)).await?);
     for round in 0..command.rounds {
         for &clients in &command.clients {
-            for work in Work::ALL.into_iter().filter(|work| work.name().contains(&command.only)) {
+            let wanted = |work: &Work| work.told_of(clients) && work.name().contains(&command.only);
+            for work in Work::ALL.into_iter().filter(wanted) {
                 let figure = work.run(&stage, clients, Duration::from_secs(command.seconds)).await?;
-                eprintln!("round {} · {clients:>3} clients · {:<34} {figure}", round + 1, work.name());
+                eprintln!("round {} · {clients:>3} clients · {:<48} {figure}", round + 1, work.name());
                 report.figures.add(work, clients, figure);
             }
         }

@@ -14,12 +14,20 @@ use self::{http1::Http1, http2::Http2};
 pub(super) enum Connections {
     /// Each has its own; to a sidecar over HTTP/1.1.
     Own,
-    /// All share one, as they do one to etcd; to a sidecar over HTTP/2.
+    /// All share one; to a sidecar over HTTP/2.
     Shared,
 }
 
 impl Connections {
     pub(super) const ALL: [Self; 2] = [Self::Own, Self::Shared];
+
+    /// How many there are, where one protocol is spoken on them.
+    pub(super) fn counted(self) -> &'static str {
+        match self {
+            Self::Own => "a connection a client",
+            Self::Shared => "one connection",
+        }
+    }
 
     /// What is spoken on them with a sidecar.
     pub(super) fn spoken(self) -> &'static str {

@@ -14,10 +14,10 @@ use super::{
 
 /// Clients at which the gates hold.
 const GATED: usize = 64;
-/// Work of ours, by how it is asked for.
-type Ours = fn(Connections) -> Work;
+/// Work, by how it is asked for.
+type Kind = fn(Connections) -> Work;
 /// What is compared with what, and what the ratio must reach (issue "The foundation", How fast).
-const GATES: [(Ours, Work, f64); 5] = [
+const GATES: [(Kind, Kind, f64); 5] = [
     (Work::Lock, Work::EtcdLock, 1.3),
     (Work::Publish, Work::Put, 2.5),
     (Work::PublishBatch, Work::Put, 20.0),
@@ -55,7 +55,7 @@ impl Report {
             text,
             "{cores} cores; {} rounds of {} s each, interleaved; medians, of ratios those of the rounds. Messages\nand puts are \
              128 bytes; a batch counts its messages, and its latency is the request's. Over HTTP/1.1 each client\nhas a \
-             connection, over HTTP/2 all share one, as they do one to etcd.\n",
+             connection, over HTTP/2 all share one; etcd is called both ways too, and like is compared with like.\n",
             self.rounds, self.seconds
         );
         let clients = self.figures.clients();
@@ -67,8 +67,11 @@ impl Report {
         for work in Work::ALL {
             let _ = write!(text, "| {} |", work.name());
             for &clients in &clients {
-                if let Some(Figure { rate, p50, p99, .. }) = self.figures.median(work, clients) {
-                    let _ = write!(text, " {rate:.0} ({p50:.2} / {p99:.1}) |");
+                match self.figures.median(work, clients) {
+                    Some(Figure { rate, p50, p99, .. }) => {
+                        let _ = write!(text, " {rate:.0} ({p50:.2} / {p99:.1}) |");
+                    }
+                    None => text.push_str(" |"),
                 }
             }
             text.push('\n');
@@ -93,24 +96,7 @@ impl Report {
                 );
             }
         }
-        if let Some(put) = self.figures.median(Work::Put, 1) {
-            let _ = write!(
-                text,
-                "\n| at 1 client | p50 ms | round trips | against so many puts | gate |\n|---|---|---|---|---|\n"
-            );
-            for work in Work::ALL.into_iter().filter(|work| !matches!(work, Work::Put | Work::EtcdLock)) {
-                if let Some(figure) = self.figures.median(work, 1) {
-                    let trips = work.round_trips();
-                    let ratio = figure.p50 / (put.p50 * f64::from(trips));
-                    let _ = writeln!(
-                        text,
-                        "| {} | {:.2} | {trips} | {ratio:.2} | ≤ {ALONE} |",
-                        work.name(),
-                        figure.p50
-                    );
-                }
-            }
-        }
+        self.alone(&mut text);
         if let Some(Idle { memory, cpu }) = self.idle {
             let _ = write!(
                 text,
@@ -120,10 +106,29 @@ impl Report {
         text
     }
 
+    /// What one client waits for, beside puts as large and as many as the round trips that it needs.
+    fn alone(&self, text: &mut String) {
+        let alone = Work::ALL.into_iter().filter_map(|work| {
+            let (trips, put) = work.round_trips()?;
+            let (figure, put) = (self.figures.median(work, 1)?, self.figures.median(put, 1)?);
+            Some((work, trips, figure.p50, figure.p50 / (put.p50 * f64::from(trips))))
+        });
+        let rows: Vec<_> = alone.collect();
+        if rows.is_empty() {
+            return;
+        }
+        text.push_str(
+            "\n| at 1 client | p50 ms | round trips | against so many puts | gate |\n|---|---|---|---|---|\n",
+        );
+        for (work, trips, p50, ratio) in rows {
+            let _ = writeln!(text, "| {} | {p50:.2} | {trips} | {ratio:.2} | ≤ {ALONE} |", work.name());
+        }
+    }
+
     /// Ours, its peer, the ratio and what it must reach.
     fn ratios(&self) -> impl Iterator<Item = (Work, Work, f64, f64)> {
         let both = GATES.into_iter().flat_map(|(work, peer, gate)| {
-            Connections::ALL.map(|connections| (work(connections), peer, gate))
+            Connections::ALL.map(|connections| (work(connections), peer(connections), gate))
         });
         both.filter_map(|(work, peer, gate)| Some((work, peer, self.figures.ratio(work, peer, GATED)?, gate)))
     }

@@ -7,6 +7,7 @@ use concordat_protocol::{Definition, Key, Kind, Settings, lock};
 use concordat_store::{keys, record};
 use etcd_client::Client;
 
+use super::http::Connections;
 use crate::{
     etcd::{self, Etcd},
     process::{Process, eventually, free_port},
@@ -21,6 +22,18 @@ pub(super) async fn etcd() -> Result<Etcd> {
         .flag("--auto-compaction-mode=periodic")
         .flag("--auto-compaction-retention=1m");
     Etcd::with(settings).await
+}
+
+/// So many clients of it.
+pub(super) async fn clients(etcd: &Etcd, connections: Connections, count: usize) -> Result<Vec<Client>> {
+    let mut clients = vec![etcd.client().await?];
+    while clients.len() < count {
+        clients.push(match connections {
+            Connections::Own => etcd.client().await?,
+            Connections::Shared => clients[0].clone(),
+        });
+    }
+    Ok(clients)
 }
 
 /// A sidecar that runs.

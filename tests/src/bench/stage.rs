@@ -12,7 +12,10 @@ use concordat_protocol::{
 use concordat_store::keys;
 use etcd_client::Client;
 
-use super::servers::{self, Idle, NAMESPACE, Sidecar, define};
+use super::{
+    http::Connections,
+    servers::{self, Idle, NAMESPACE, Sidecar, define},
+};
 use crate::{
     etcd::Etcd,
     process::{Process, free_port},
@@ -59,6 +62,11 @@ impl Stage {
     /// API port of the sidecar that is asked.
     pub(super) fn port(&self) -> Result<u16> {
         Ok(self.asked()?.api)
+    }
+
+    /// So many clients of etcd.
+    pub(super) async fn clients(&self, connections: Connections, count: usize) -> Result<Vec<Client>> {
+        servers::clients(&self.etcd, connections, count).await
     }
 
     /// A queue that no round has used.

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
+use etcd_client::Client;
 use hyper::Method;
 use tokio::sync::Semaphore;
 
@@ -26,9 +27,11 @@ const BATCH: usize = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Work {
     /// etcd: one put, straight to it.
-    Put,
+    Put(Connections),
+    /// etcd: one put of as many bytes as a batch has, straight to it; by one client, of whom a round trip is told.
+    LargePut,
     /// etcd's own lock service (v3lock): lock and unlock, straight to it.
-    EtcdLock,
+    EtcdLock(Connections),
     /// A lock acquired and released, one key a client.
     Lock(Connections),
     /// One message published a request.
@@ -42,9 +45,12 @@ pub(super) enum Work {
 }
 
 impl Work {
-    pub(super) const ALL: [Self; 12] = [
-        Self::Put,
-        Self::EtcdLock,
+    pub(super) const ALL: [Self; 15] = [
+        Self::Put(Connections::Own),
+        Self::Put(Connections::Shared),
+        Self::LargePut,
+        Self::EtcdLock(Connections::Own),
+        Self::EtcdLock(Connections::Shared),
         Self::Lock(Connections::Own),
         Self::Lock(Connections::Shared),
         Self::Publish(Connections::Own),
@@ -58,25 +64,35 @@ impl Work {
     ];
 
     pub(super) fn name(self) -> String {
-        let (what, connections) = match self {
-            Self::Put => return "etcd, plain puts".into(),
-            Self::EtcdLock => return "etcd's v3lock, pairs".into(),
-            Self::Lock(connections) => ("lock, acquire + release", connections),
-            Self::Publish(connections) => ("publish, 1 a request", connections),
-            Self::PublishBatch(connections) => ("publish, 100 a request", connections),
-            Self::Deliver(connections) => ("publish → receive → ack", connections),
-            Self::Transaction(connections) => ("two-phase commit", connections),
+        let (what, how) = match self {
+            Self::Put(connections) => ("etcd, plain puts", connections.counted()),
+            Self::LargePut => return "etcd, puts as large as 100 messages".into(),
+            Self::EtcdLock(connections) => ("etcd's v3lock, pairs", connections.counted()),
+            Self::Lock(connections) => ("lock, acquire + release", connections.spoken()),
+            Self::Publish(connections) => ("publish, 1 a request", connections.spoken()),
+            Self::PublishBatch(connections) => ("publish, 100 a request", connections.spoken()),
+            Self::Deliver(connections) => ("publish → receive → ack", connections.spoken()),
+            Self::Transaction(connections) => ("two-phase commit", connections.spoken()),
         };
-        format!("{what}; {}", connections.spoken())
+        format!("{what}; {how}")
     }
 
-    /// etcd round trips that one operation needs, those of a watch included.
-    pub(super) fn round_trips(self) -> u32 {
+    /// Whether it tells something of so many clients.
+    pub(super) fn told_of(self, clients: usize) -> bool {
+        self != Self::LargePut || clients == 1
+    }
+
+    /// etcd round trips that one operation of ours needs, those of a watch included, and puts of what size they are
+    /// compared with; `None` of what goes straight to etcd.
+    pub(super) fn round_trips(self) -> Option<(u32, Self)> {
+        let put = Self::Put(Connections::Shared);
         match self {
-            Self::Put | Self::Publish(_) | Self::PublishBatch(_) => 1,
+            Self::Put(_) | Self::LargePut | Self::EtcdLock(_) => None,
+            Self::Publish(_) => Some((1, put)),
+            Self::PublishBatch(_) => Some((1, Self::LargePut)),
             // A consumer that waits beside the publisher has a message by the commit that stores it.
-            Self::EtcdLock | Self::Lock(_) | Self::Deliver(_) => 2,
-            Self::Transaction(_) => 5,
+            Self::Lock(_) | Self::Deliver(_) => Some((2, put)),
+            Self::Transaction(_) => Some((5, put)),
         }
     }
 
@@ -88,8 +104,13 @@ impl Work {
 
     async fn load(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
         match self {
-            Self::Put => puts(stage, clients, time).await,
-            Self::EtcdLock => pairs::v3lock(&stage.client, clients, time).await,
+            Self::Put(connections) => puts(stage.clients(connections, clients).await?, PAYLOAD, time).await,
+            Self::LargePut => {
+                puts(stage.clients(Connections::Shared, clients).await?, BATCH * PAYLOAD, time).await
+            }
+            Self::EtcdLock(connections) => {
+                pairs::v3lock(stage.clients(connections, clients).await?, time).await
+            }
             Self::Lock(connections) => {
                 pairs::sidecar(connections, stage.port()?, "bench", clients, time).await
             }
@@ -101,15 +122,15 @@ impl Work {
     }
 }
 
-async fn puts(stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
+async fn puts(clients: Vec<Client>, bytes: usize, time: Duration) -> Result<Figure> {
     let meter = Meter::start(time)?;
-    all((0..clients).map(|number| {
-        let (mut client, meter) = (stage.client.clone(), meter.clone());
+    all(clients.into_iter().enumerate().map(|(number, mut client)| {
+        let meter = meter.clone();
         async move {
             let key = format!("/plain/{number}");
             while meter.goes_on() {
                 let since = Instant::now();
-                client.put(key.as_str(), vec![b'x'; PAYLOAD], None).await?;
+                client.put(key.as_str(), vec![b'x'; bytes], None).await?;
                 meter.done(1, since);
             }
             Ok(())

@@ -15,7 +15,7 @@ use super::super::{
 };
 use crate::process::{Process, eventually, folder, free_port};
 
-/// More sessions than this make ZooKeeper no faster.
+/// So many sessions, shared, serve ZooKeeper's clients best.
 const SESSIONS: usize = 16;
 const ACLS: Acls<'static> = Acls::anyone_all();
 
@@ -49,9 +49,18 @@ impl ZooKeeper {
 
     /// Its recipe for a lock: an ephemeral node with a number, the list of nodes to see that it is the first, and the
     /// node's end.
-    pub(super) async fn pairs(&self, clients: usize, time: Duration) -> Result<Figure> {
+    pub(super) async fn pairs(
+        &self,
+        connections: Connections,
+        clients: usize,
+        time: Duration,
+    ) -> Result<Figure> {
+        let most = match connections {
+            Connections::Own => clients,
+            Connections::Shared => SESSIONS,
+        };
         let mut sessions = Vec::new();
-        for _ in 0..clients.min(SESSIONS) {
+        for _ in 0..clients.min(most) {
             let connect = async || Ok(Client::connect(&self.address).await?);
             sessions.push(eventually("ZooKeeper takes a session", connect).await?);
         }

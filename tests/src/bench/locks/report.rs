@@ -16,15 +16,15 @@ use super::{
 
 /// What is compared with what, at how many clients, and what the ratio must reach (issue "Locks", How fast).
 const PAIRS: [(Work, Work, usize, f64); 11] = [
-    (Work::Sidecar(Connections::Own), Work::V3Lock, 64, 1.5),
-    (Work::Sidecar(Connections::Shared), Work::V3Lock, 64, 1.5),
-    (Work::Sidecar(Connections::Own), Work::V3Lock, 256, 1.5),
-    (Work::Sidecar(Connections::Shared), Work::V3Lock, 256, 1.5),
-    (Work::Sidecar(Connections::Own), Work::ZooKeeper, 64, 0.8),
-    (Work::Sidecar(Connections::Shared), Work::ZooKeeper, 64, 0.8),
-    (Work::Sidecar(Connections::Own), Work::ZooKeeper, 256, 1.0),
-    (Work::Sidecar(Connections::Shared), Work::ZooKeeper, 256, 1.0),
-    (Work::Store, Work::V3Lock, 64, 3.0),
+    (Work::Sidecar(Connections::Own), Work::V3Lock(Connections::Own), 64, 1.5),
+    (Work::Sidecar(Connections::Shared), Work::V3Lock(Connections::Shared), 64, 1.5),
+    (Work::Sidecar(Connections::Own), Work::V3Lock(Connections::Own), 256, 1.5),
+    (Work::Sidecar(Connections::Shared), Work::V3Lock(Connections::Shared), 256, 1.5),
+    (Work::Sidecar(Connections::Own), Work::ZooKeeper(Connections::Own), 64, 0.8),
+    (Work::Sidecar(Connections::Shared), Work::ZooKeeper(Connections::Shared), 64, 0.8),
+    (Work::Sidecar(Connections::Own), Work::ZooKeeper(Connections::Own), 256, 1.0),
+    (Work::Sidecar(Connections::Shared), Work::ZooKeeper(Connections::Shared), 256, 1.0),
+    (Work::Store, Work::V3Lock(Connections::Shared), 64, 3.0),
     (Work::Stays(Connections::Own), Work::Redis(Connections::Own), 64, 1.5),
     (Work::Stays(Connections::Shared), Work::Redis(Connections::Shared), 64, 1.5),
 ];
@@ -108,8 +108,9 @@ impl Report {
              sidecars, etcd (3.7.2), and\nZooKeeper and Redis as Debian has them sharing its cores, one node each, all \
              of which wait for the disk before they\nanswer. Read the ratios; absolute figures are those of this \
              machine on that day.\n\n{} cores; {} rounds of {} s each, interleaved; medians, of ratios those of the \
-             rounds. Over HTTP/1.1\neach client has a connection, over HTTP/2 all share one, as they do one to etcd; of \
-             ZooKeeper they share 16 sessions.\n",
+             rounds. Over HTTP/1.1\neach client has a connection, over HTTP/2 all share one; the others are called both \
+             ways too, and like is compared with\nlike. Those that share sessions of ZooKeeper share 16; the store has one \
+             connection.\n",
             cores(),
             self.rounds,
             self.seconds

@@ -15,7 +15,7 @@ use super::{
     super::{
         http::Connections,
         load::{Figure, Meter, all},
-        pairs,
+        pairs, servers,
     },
     contended,
     stage::{COMMITTED, FAIR, STAYS, Stage},
@@ -24,11 +24,11 @@ use super::{
 /// One kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Work {
-    /// etcd's own lock service, called directly.
-    V3Lock,
-    /// ZooKeeper's recipe, called directly.
-    ZooKeeper,
-    /// Redis, called directly, as a sidecar is: by a connection a client, or one for all.
+    /// etcd's own lock service, called directly, as a sidecar is: by a connection a client, or one for all.
+    V3Lock(Connections),
+    /// ZooKeeper's recipe, called directly, by a session a client, or by the few that serve it best.
+    ZooKeeper(Connections),
+    /// Redis, called directly, likewise.
     Redis(Connections),
     /// The plans of a sidecar, committed by a store in this process.
     Store,
@@ -50,9 +50,11 @@ pub(super) enum Work {
 
 impl Work {
     /// One key a client.
-    pub(super) const PAIRS: [Self; 9] = [
-        Self::V3Lock,
-        Self::ZooKeeper,
+    pub(super) const PAIRS: [Self; 11] = [
+        Self::V3Lock(Connections::Own),
+        Self::V3Lock(Connections::Shared),
+        Self::ZooKeeper(Connections::Own),
+        Self::ZooKeeper(Connections::Shared),
         Self::Redis(Connections::Own),
         Self::Redis(Connections::Shared),
         Self::Store,
@@ -67,32 +69,24 @@ impl Work {
 
     pub(super) fn name(self) -> String {
         let (what, how) = match self {
-            Self::V3Lock => ("etcd's v3lock, called directly", ""),
-            Self::ZooKeeper => ("ZooKeeper, called directly", ""),
-            Self::Redis(Connections::Own) => {
-                ("Redis, AOF always, called directly", "; a connection a client")
+            Self::V3Lock(connections) => ("etcd's v3lock, called directly", connections.counted()),
+            Self::ZooKeeper(Connections::Own) => ("ZooKeeper, called directly", "a session a client"),
+            Self::ZooKeeper(Connections::Shared) => ("ZooKeeper, called directly", "16 sessions"),
+            Self::Redis(connections) => ("Redis, AOF always, called directly", connections.counted()),
+            Self::Sidecar(connections) => {
+                ("through the sidecar, both steps committed (Lease)", connections.spoken())
             }
-            Self::Redis(Connections::Shared) => ("Redis, AOF always, called directly", "; one connection"),
-            Self::Store => ("the store in process", ""),
-            Self::Sidecar(Connections::Own) => {
-                ("through the sidecar, both steps committed (Lease)", "; HTTP/1.1")
+            Self::Stays(connections) => {
+                ("through the sidecar, a lock that stayed (CompareAndSwap)", connections.spoken())
             }
-            Self::Sidecar(Connections::Shared) => {
-                ("through the sidecar, both steps committed (Lease)", "; HTTP/2")
-            }
-            Self::Stays(Connections::Own) => {
-                ("through the sidecar, a lock that stayed (CompareAndSwap)", "; HTTP/1.1")
-            }
-            Self::Stays(Connections::Shared) => {
-                ("through the sidecar, a lock that stayed (CompareAndSwap)", "; HTTP/2")
-            }
-            Self::Recipe => ("etcd's own mutex recipe", ""),
-            Self::FairOne => ("FairQueue, one sidecar", ""),
-            Self::FairFour => ("FairQueue, four sidecars", ""),
-            Self::SwapOne => ("CompareAndSwap, one sidecar", ""),
-            Self::SwapFour => ("CompareAndSwap, four sidecars", ""),
+            Self::Store => return "the store in process".into(),
+            Self::Recipe => return "etcd's own mutex recipe".into(),
+            Self::FairOne => return "FairQueue, one sidecar".into(),
+            Self::FairFour => return "FairQueue, four sidecars".into(),
+            Self::SwapOne => return "CompareAndSwap, one sidecar".into(),
+            Self::SwapFour => return "CompareAndSwap, four sidecars".into(),
         };
-        format!("{what}{how}")
+        format!("{what}; {how}")
     }
 
     pub(super) async fn run(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
@@ -104,8 +98,10 @@ impl Work {
     async fn load(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
         let sidecar = *stage.ports(1)?.first().context("no sidecar")?;
         match self {
-            Self::V3Lock => pairs::v3lock(&stage.client, clients, time).await,
-            Self::ZooKeeper => stage.zookeeper.pairs(clients, time).await,
+            Self::V3Lock(connections) => {
+                pairs::v3lock(servers::clients(&stage.etcd, connections, clients).await?, time).await
+            }
+            Self::ZooKeeper(connections) => stage.zookeeper.pairs(connections, clients, time).await,
             Self::Redis(connections) => stage.redis.pairs(connections, clients, time).await,
             Self::Store => store(stage, clients, time).await,
             Self::Sidecar(connections) => {
