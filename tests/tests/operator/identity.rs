@@ -233,17 +233,16 @@ async fn a_namespace_that_uses_it_is_a_user_of_etcd_from_then_on_until_it_is_gon
     let namespaces: Api<Namespace> = Api::all(client.clone());
     namespaces.delete(&late, &DeleteParams::default()).await.unwrap();
     finalize(&guarded.world, &late).await;
-    eventually("its user is gone with it", async || {
-        let users = guarded.users().await?;
-        ensure!(!users.contains(&access::user_of(&late)), "{users:?}");
+    eventually("its user is gone with it, and what the user may do", async || {
+        let (users, roles) = (guarded.users().await?, root.clone().role_list().await?.roles().to_vec());
+        let gone = access::user_of(&late);
+        ensure!(!users.contains(&gone) && !roles.contains(&gone), "{users:?} {roles:?}");
         Ok(())
     })
     .await
     .unwrap();
     let users = guarded.users().await.unwrap();
     assert!(users.contains(&access::user_of(&labelled)), "{users:?}");
-    let roles = root.role_list().await.unwrap().roles().to_vec();
-    assert!(!roles.contains(&access::user_of(&late)), "{roles:?}");
     for other in others {
         assert!(users.iter().any(|user| user == other), "{other}: {users:?}");
         assert_eq!(guarded.permissions(other).await.unwrap().len(), 1, "{other}");
