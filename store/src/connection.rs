@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use concordat_protocol::Millis;
-use etcd_client::{Client, ConnectOptions, KvClient};
+use etcd_client::{Channel, Client, ConnectOptions, KvClient};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tonic::transport::Endpoint;
 
-use crate::{Config, ConnectError, Tls, certificates::Certificates};
+use crate::{Config, ConnectError, Tls, certificates::Certificates, channel};
 
 /// etcd refuses pings that come more often than every 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(6);
@@ -26,7 +27,6 @@ const LOOK: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Dialer {
     endpoints: Vec<String>,
-    /// All but what the files of `tls` hold when a member is dialled.
     options: ConnectOptions,
     tls: Option<Tls>,
     timeout: Duration,
@@ -38,11 +38,7 @@ impl Dialer {
             return Err(ConnectError::Config("no endpoint of etcd is given".into()));
         }
         let timeout = Duration::from_millis(config.request_timeout);
-        let mut options = ConnectOptions::new()
-            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
-            .with_keep_alive_while_idle(false)
-            .with_connect_timeout(timeout.min(Duration::from_secs(2)))
-            .with_require_leader(true);
+        let mut options = ConnectOptions::new().with_require_leader(true);
         config.tls.as_ref().map(Certificates::read).transpose()?;
         if let Some((name, password)) = &config.user {
             options = options.with_user(name, password).with_auto_token_refresh(true);
@@ -55,15 +51,32 @@ impl Dialer {
         self.tls.as_ref().map(Certificates::read).transpose().map_err(|error| error.to_string())
     }
 
+    /// The channel to a member, with these certificates.
+    fn channel(
+        &self,
+        endpoint: &str,
+        certificates: Option<&Certificates>,
+    ) -> Result<Channel, tonic::transport::Error> {
+        let mut channel = Endpoint::from_shared(endpoint.to_owned())?
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(false)
+            .connect_timeout(self.timeout.min(Duration::from_secs(2)));
+        if endpoint.starts_with("https://") {
+            let server_name = self.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
+            let tls = certificates.map(|certificates| certificates.options(server_name));
+            channel = channel.tls_config(tls.unwrap_or_default())?;
+        }
+        Ok(channel::open(&channel))
+    }
+
     /// Dials a member with the certificates that are in their files now.
     async fn dial(&self, index: usize) -> Result<Current, String> {
         let endpoint = &self.endpoints[index % self.endpoints.len()];
         let certificates = self.certificates()?;
-        let mut options = self.options.clone();
-        if let (Some(certificates), Some(tls)) = (&certificates, &self.tls) {
-            options = options.with_tls(certificates.options(tls.server_name.as_deref()));
-        }
-        let connect = Client::connect([endpoint], Some(options));
+        let channel = self.channel(endpoint, certificates.as_ref());
+        let channel = channel.map_err(|error| format!("{endpoint}: {error}"))?;
+        let connect = Client::from_channel(channel, Some(self.options.clone()));
         match tokio::time::timeout(self.timeout, connect.boxed()).await {
             Ok(Ok(client)) => {
                 let kv = client.kv_client().max_decoding_message_size(LARGEST_ANSWER);

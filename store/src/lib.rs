@@ -6,6 +6,7 @@ pub mod access;
 mod admin;
 pub mod batch;
 mod certificates;
+mod channel;
 mod clock;
 mod config;
 mod connection;
