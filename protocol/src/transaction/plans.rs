@@ -219,14 +219,13 @@ pub(super) fn look(id: &TransactionId, revision: i64, record: &Transaction) -> P
     plan
 }
 
-/// The decision, made once by the compare on the transaction: puts it over every branch's item, and clears the votes,
-/// which are in `answers`.
-/// `moved` are keys of items that stood where nobody lives any more.
+/// The decision, made once by the compare on the transaction: puts it over every branch's item, and clears what was
+/// answered to `former` coordinators. `moved` are keys of items that stood where nobody lives any more.
 pub(super) fn decide(
     id: &TransactionId,
     revision: i64,
     record: Transaction,
-    answers: Vec<Range>,
+    former: &[(App, SessionId)],
     moved: Vec<Key>,
 ) -> Plan {
     let operation = record.decision.unwrap_or(Decision::Abort).operation();
@@ -234,8 +233,8 @@ pub(super) fn decide(
         .unchanged(Key::Transaction(id.clone()), revision)
         .otherwise(Key::Transaction(id.clone()))
         .otherwise(Key::Done(id.clone()));
-    for range in answers {
-        plan = plan.delete(range);
+    for (app, session) in former {
+        plan = plan.delete(Range::Answers(app.clone(), session.clone(), id.clone()));
     }
     for key in moved {
         plan = plan.delete(key);

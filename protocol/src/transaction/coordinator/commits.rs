@@ -87,10 +87,10 @@ impl Coordinator {
         if moved.len() > self.most_moved() {
             return self.commit_move(peers);
         }
-        // Nothing comes any more to a coordinator that is gone, and what came goes with this.
-        let answers = record.answers(&self.id);
-        record.former.clear();
-        let plan = plans::decide(&self.id, self.revision, record.clone(), answers, moved);
+        // Nothing comes any more to a coordinator that is gone, and what came goes with this. The votes that came here are
+        // overwritten by the acknowledgements.
+        let former = std::mem::take(&mut record.former);
+        let plan = plans::decide(&self.id, self.revision, record.clone(), &former, moved);
         self.commit(Step::Decide(record), plan)
     }
 
