@@ -106,19 +106,19 @@ impl Report {
         text
     }
 
-    /// What one client waits for, beside puts as large and as many as the round trips that it needs.
+    /// What one client waits for, beside the round trips that it needs.
     fn alone(&self, text: &mut String) {
         let alone = Work::ALL.into_iter().filter_map(|work| {
-            let (trips, put) = work.round_trips()?;
-            let (figure, put) = (self.figures.median(work, 1)?, self.figures.median(put, 1)?);
-            Some((work, trips, figure.p50, figure.p50 / (put.p50 * f64::from(trips))))
+            let (trips, commit) = work.round_trips()?;
+            let (figure, commit) = (self.figures.median(work, 1)?, self.figures.median(commit, 1)?);
+            Some((work, trips, figure.p50, figure.p50 / (commit.p50 * f64::from(trips))))
         });
         let rows: Vec<_> = alone.collect();
         if rows.is_empty() {
             return;
         }
         text.push_str(
-            "\n| at 1 client | p50 ms | round trips | against so many puts | gate |\n|---|---|---|---|---|\n",
+            "\n| at 1 client | p50 ms | round trips | against so many transactions | gate |\n|---|---|---|---|---|\n",
         );
         for (work, trips, p50, ratio) in rows {
             let _ = writeln!(text, "| {} | {p50:.2} | {trips} | {ratio:.2} | ≤ {ALONE} |", work.name());

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use etcd_client::Client;
+use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
 use hyper::Method;
 use tokio::sync::Semaphore;
 
@@ -28,8 +28,11 @@ const BATCH: usize = 100;
 pub(super) enum Work {
     /// etcd: one put, straight to it.
     Put(Connections),
-    /// etcd: one put of as many bytes as a batch has, straight to it; by one client, of whom a round trip is told.
-    LargePut,
+    /// etcd: one transaction such as a sidecar commits for a request, straight to it; by one client, of whom a round trip is
+    /// told.
+    Commit,
+    /// The same, of as many bytes as a batch has.
+    LargeCommit,
     /// etcd's own lock service (v3lock): lock and unlock, straight to it.
     EtcdLock(Connections),
     /// A lock acquired and released, one key a client.
@@ -45,10 +48,11 @@ pub(super) enum Work {
 }
 
 impl Work {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Put(Connections::Own),
         Self::Put(Connections::Shared),
-        Self::LargePut,
+        Self::Commit,
+        Self::LargeCommit,
         Self::EtcdLock(Connections::Own),
         Self::EtcdLock(Connections::Shared),
         Self::Lock(Connections::Own),
@@ -66,7 +70,8 @@ impl Work {
     pub(super) fn name(self) -> String {
         let (what, how) = match self {
             Self::Put(connections) => ("etcd, plain puts", connections.counted()),
-            Self::LargePut => return "etcd, puts as large as 100 messages".into(),
+            Self::Commit => return "etcd, 2 compares and 2 puts in a transaction".into(),
+            Self::LargeCommit => return "the same, as large as 100 messages".into(),
             Self::EtcdLock(connections) => ("etcd's v3lock, pairs", connections.counted()),
             Self::Lock(connections) => ("lock, acquire + release", connections.spoken()),
             Self::Publish(connections) => ("publish, 1 a request", connections.spoken()),
@@ -79,20 +84,19 @@ impl Work {
 
     /// Whether it tells something of so many clients.
     pub(super) fn told_of(self, clients: usize) -> bool {
-        self != Self::LargePut || clients == 1
+        clients == 1 || !matches!(self, Self::Commit | Self::LargeCommit)
     }
 
-    /// etcd round trips that one operation of ours needs, those of a watch included, and puts of what size they are
-    /// compared with; `None` of what goes straight to etcd.
+    /// etcd round trips that one operation of ours needs, those of a watch included, and what they are compared with;
+    /// `None` of what goes straight to etcd.
     pub(super) fn round_trips(self) -> Option<(u32, Self)> {
-        let put = Self::Put(Connections::Shared);
         match self {
-            Self::Put(_) | Self::LargePut | Self::EtcdLock(_) => None,
-            Self::Publish(_) => Some((1, put)),
-            Self::PublishBatch(_) => Some((1, Self::LargePut)),
+            Self::Put(_) | Self::Commit | Self::LargeCommit | Self::EtcdLock(_) => None,
+            Self::Publish(_) => Some((1, Self::Commit)),
+            Self::PublishBatch(_) => Some((1, Self::LargeCommit)),
             // A consumer that waits beside the publisher has a message by the commit that stores it.
-            Self::Lock(_) | Self::Deliver(_) => Some((2, put)),
-            Self::Transaction(_) => Some((5, put)),
+            Self::Lock(_) | Self::Deliver(_) => Some((2, Self::Commit)),
+            Self::Transaction(_) => Some((5, Self::Commit)),
         }
     }
 
@@ -104,10 +108,9 @@ impl Work {
 
     async fn load(self, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
         match self {
-            Self::Put(connections) => puts(stage.clients(connections, clients).await?, PAYLOAD, time).await,
-            Self::LargePut => {
-                puts(stage.clients(Connections::Shared, clients).await?, BATCH * PAYLOAD, time).await
-            }
+            Self::Put(connections) => puts(stage.clients(connections, clients).await?, time).await,
+            Self::Commit => commits(stage.client.clone(), PAYLOAD, time).await,
+            Self::LargeCommit => commits(stage.client.clone(), BATCH * PAYLOAD, time).await,
             Self::EtcdLock(connections) => {
                 pairs::v3lock(stage.clients(connections, clients).await?, time).await
             }
@@ -122,7 +125,7 @@ impl Work {
     }
 }
 
-async fn puts(clients: Vec<Client>, bytes: usize, time: Duration) -> Result<Figure> {
+async fn puts(clients: Vec<Client>, time: Duration) -> Result<Figure> {
     let meter = Meter::start(time)?;
     all(clients.into_iter().enumerate().map(|(number, mut client)| {
         let meter = meter.clone();
@@ -130,13 +133,40 @@ async fn puts(clients: Vec<Client>, bytes: usize, time: Duration) -> Result<Figu
             let key = format!("/plain/{number}");
             while meter.goes_on() {
                 let since = Instant::now();
-                client.put(key.as_str(), vec![b'x'; bytes], None).await?;
+                client.put(key.as_str(), vec![b'x'; PAYLOAD], None).await?;
                 meter.done(1, since);
             }
             Ok(())
         }
     }))
     .await?;
+    Ok(meter.figure())
+}
+
+/// As a sidecar commits what one request asks: if the session lives and the key is as it was known, the marker and the key
+/// are put.
+async fn commits(mut client: Client, bytes: usize, time: Duration) -> Result<Figure> {
+    let (session, marker, key) = ("/plan/session", "/plan/marker", "/plan/key");
+    client.put(session, "", None).await?;
+    client.put(key, "", None).await?;
+    let mut known = client.get(key, None).await?.kvs().first().context("no key")?.mod_revision();
+    let meter = Meter::start(time)?;
+    while meter.goes_on() {
+        let since = Instant::now();
+        let plan = Txn::new()
+            .when([
+                Compare::create_revision(session, CompareOp::Greater, 0),
+                Compare::mod_revision(key, CompareOp::Equal, known),
+            ])
+            .and_then([
+                TxnOp::put(marker, known.to_string(), None),
+                TxnOp::put(key, vec![b'x'; bytes], None),
+            ]);
+        let answer = client.txn(plan).await?;
+        ensure!(answer.succeeded(), "somebody else has put {key}");
+        known = answer.header().context("no header")?.revision();
+        meter.done(1, since);
+    }
     Ok(meter.figure())
 }
 
