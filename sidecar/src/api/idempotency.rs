@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
@@ -24,8 +24,8 @@ use crate::problem::Problem;
 const HEADER: &str = "idempotency-key";
 /// How long an answer is remembered: well past the time a client goes on repeating a request.
 const RETENTION: Duration = Duration::from_mins(10);
-/// How many are remembered; beyond that the oldest is forgotten.
-const MOST: usize = 4_096;
+/// How many are remembered, at less than a KiB each; beyond that the oldest is forgotten.
+const MOST: usize = 16_384;
 /// The longest key in bytes.
 const LONGEST_KEY: usize = 256;
 
@@ -35,7 +35,8 @@ type Id = [u8; 32];
 #[derive(Clone)]
 struct Remembered {
     status: StatusCode,
-    headers: HeaderMap,
+    /// A map of them would take more than all the rest.
+    headers: Box<[(HeaderName, HeaderValue)]>,
     body: Bytes,
 }
 
@@ -52,22 +53,35 @@ struct Slots {
     by_age: VecDeque<(Instant, Id)>,
 }
 
+impl Slots {
+    /// Forgets what is too old or too much, but nothing that is under way: a repeat is to join it, however long it waits.
+    fn forget(&mut self, now: Instant) {
+        for _ in 0..self.by_age.len() {
+            let Some((since, oldest)) = self.by_age.front().copied() else { return };
+            if now - since < RETENTION && self.by_age.len() < MOST {
+                return;
+            }
+            self.by_age.pop_front();
+            // Whoever runs it or waits for it has it too.
+            if self.by_key.get(&oldest).is_some_and(|slot| Arc::strong_count(slot) > 1) {
+                self.by_age.push_back((since, oldest));
+            } else {
+                self.by_key.remove(&oldest);
+            }
+        }
+    }
+}
+
 /// The answers that are remembered.
 #[derive(Clone, Default)]
 pub struct Replays(Arc<Mutex<Slots>>);
 
 impl Replays {
-    /// The slot of a key, made when there is none, and forgetting what is too old or too much.
+    /// The slot of a key, made when there is none.
     fn slot(&self, key: Id, request: Id) -> Result<Arc<Slot>, Problem> {
         let mut slots = self.0.lock();
         let now = Instant::now();
-        while let Some((since, oldest)) = slots.by_age.front().copied() {
-            if now - since < RETENTION && slots.by_age.len() < MOST {
-                break;
-            }
-            slots.by_age.pop_front();
-            slots.by_key.remove(&oldest);
-        }
+        slots.forget(now);
         if let Some(slot) = slots.by_key.get(&key) {
             if slot.request == request {
                 return Ok(slot.clone());
@@ -118,15 +132,17 @@ async fn remember(
     let slot = replays.slot(scope, request_id)?;
     let mut answer = slot.answer.lock().await;
     if let Some(remembered) = answer.clone() {
-        let mut response = (remembered.status, remembered.body).into_response();
-        *response.headers_mut() = remembered.headers;
+        let mut response = Response::new(Body::from(remembered.body));
+        *response.status_mut() = remembered.status;
+        response.headers_mut().extend(remembered.headers);
         return Ok(response);
     }
     let (head, body) = run(Request::from_parts(parts, Body::from(body))).await.into_parts();
     let body = extract::read(body).await?;
     // 429 and 5xx decided nothing that lasts: a repeat is worth a new attempt.
     if head.status != StatusCode::TOO_MANY_REQUESTS && !head.status.is_server_error() {
-        *answer = Some(Remembered { status: head.status, headers: head.headers.clone(), body: body.clone() });
+        let headers = head.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        *answer = Some(Remembered { status: head.status, headers, body: body.clone() });
     }
     Ok(Response::from_parts(head, Body::from(body)))
 }
@@ -230,5 +246,22 @@ mod tests {
             ask(&app, "/a", &number.to_string(), "").await;
         }
         assert_eq!(ask(&app, "/a", "k", "").await.1, (MOST + 2).to_string());
+        assert_eq!(app.replays.0.lock().by_key.len(), MOST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_is_not_forgotten() {
+        let app = app(StatusCode::OK, 0);
+        let mut first = Box::pin(ask(&app, "/a", "k", ""));
+        assert!(futures::poll!(&mut first).is_pending());
+        let others = App { gate: Arc::new(Semaphore::new(100_000)), ..app.clone() };
+        for number in 0..2 * MOST {
+            ask(&others, "/a", &number.to_string(), "").await;
+        }
+        tokio::time::advance(RETENTION).await;
+        let both = async { tokio::join!(first, ask(&app, "/a", "k", "")) };
+        let (answers, ()) = tokio::join!(both, async { app.gate.add_permits(2) });
+        assert_eq!(answers, ((200, "0".into()), (200, "0".into())));
+        assert_eq!(app.replays.0.lock().by_key.len(), 1);
     }
 }

@@ -40,7 +40,7 @@ pub fn routes() -> OpenApiRouter<Context> {
     post,
     path = "/v1/locks/{lock}/{key}",
     tag = "locks",
-    params(Target, AcquireParams, ("Idempotency-Key" = Option<String>, Header, description = "A repeat is answered what the first call was")),
+    params(Target, AcquireParams, ("Idempotency-Key" = Option<String>, Header, description = "A repeat within ten minutes is answered what the first call was; a sidecar remembers the last 16,384 of these")),
     request_body = Option<AcquireBody>,
     responses(
         (status = 200, body = Acquired),

@@ -126,7 +126,7 @@ impl SeveralBody {
     post,
     path = "/v1/locks:acquire",
     tag = "locks",
-    params(("Idempotency-Key" = Option<String>, Header, description = "A repeat is answered what the first call was")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "A repeat within ten minutes is answered what the first call was; a sidecar remembers the last 16,384 of these")),
     request_body = SeveralBody,
     responses(
         (status = 200, body = AcquiredSeveral),
