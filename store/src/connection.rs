@@ -57,7 +57,7 @@ impl Dialer {
         endpoint: &str,
         certificates: Option<&Certificates>,
     ) -> Result<Channel, tonic::transport::Error> {
-        let mut channel = Endpoint::from_shared(endpoint.to_owned())?
+        let mut member = Endpoint::from_shared(endpoint.to_owned())?
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(false)
@@ -65,9 +65,9 @@ impl Dialer {
         if endpoint.starts_with("https://") {
             let server_name = self.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
             let tls = certificates.map(|certificates| certificates.options(server_name));
-            channel = channel.tls_config(tls.unwrap_or_default())?;
+            member = member.tls_config(tls.unwrap_or_default())?;
         }
-        Ok(channel::open(&channel))
+        Ok(channel::open(&member))
     }
 
     /// Dials a member with the certificates that are in their files now.

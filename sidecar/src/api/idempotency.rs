@@ -26,6 +26,9 @@ const HEADER: &str = "idempotency-key";
 const RETENTION: Duration = Duration::from_mins(10);
 /// How many are remembered, at less than a KiB each; beyond that the oldest is forgotten.
 const MOST: usize = 16_384;
+/// What is told of both to those who call.
+pub const PROMISE: &str = "A repeat within ten minutes is answered what the first call was; a sidecar remembers the last \
+                           16,384 of these";
 /// The longest key in bytes.
 const LONGEST_KEY: usize = 256;
 
@@ -134,7 +137,9 @@ async fn remember(
     if let Some(remembered) = answer.clone() {
         let mut response = Response::new(Body::from(remembered.body));
         *response.status_mut() = remembered.status;
-        response.headers_mut().extend(remembered.headers);
+        for (name, value) in remembered.headers {
+            response.headers_mut().append(name, value);
+        }
         return Ok(response);
     }
     let (head, body) = run(Request::from_parts(parts, Body::from(body))).await.into_parts();

@@ -17,7 +17,10 @@ use self::{
     request::{AcquireBody, AcquireParams, Target, VerifyParams, token},
 };
 use crate::{
-    api::extract::{OptionalJson, Params, Segments},
+    api::{
+        extract::{OptionalJson, Params, Segments},
+        idempotency,
+    },
     context::Context,
     problem::{Document, Outcome, Problem},
 };
@@ -40,7 +43,7 @@ pub fn routes() -> OpenApiRouter<Context> {
     post,
     path = "/v1/locks/{lock}/{key}",
     tag = "locks",
-    params(Target, AcquireParams, ("Idempotency-Key" = Option<String>, Header, description = "A repeat within ten minutes is answered what the first call was; a sidecar remembers the last 16,384 of these")),
+    params(Target, AcquireParams, ("Idempotency-Key" = Option<String>, Header, description = idempotency::PROMISE)),
     request_body = Option<AcquireBody>,
     responses(
         (status = 200, body = Acquired),
@@ -85,7 +88,7 @@ fn refuse_without_space(context: &Context) -> Result<(), Problem> {
     post,
     path = "/v1/locks/{lock}",
     tag = "locks",
-    params(("lock" = String, Path, description = "Name of the Lock"), AcquireParams, ("Idempotency-Key" = Option<String>, Header)),
+    params(("lock" = String, Path, description = "Name of the Lock"), AcquireParams, ("Idempotency-Key" = Option<String>, Header, description = idempotency::PROMISE)),
     request_body = Option<AcquireBody>,
     responses((status = 200, body = Acquired))
 )]

@@ -19,6 +19,7 @@ use crate::{
     api::{
         duration::GoDuration,
         extract::{Fields, Json, UserKey},
+        idempotency,
     },
     context::Context,
     definitions::Defined,
@@ -126,7 +127,7 @@ impl SeveralBody {
     post,
     path = "/v1/locks:acquire",
     tag = "locks",
-    params(("Idempotency-Key" = Option<String>, Header, description = "A repeat within ten minutes is answered what the first call was; a sidecar remembers the last 16,384 of these")),
+    params(("Idempotency-Key" = Option<String>, Header, description = idempotency::PROMISE)),
     request_body = SeveralBody,
     responses(
         (status = 200, body = AcquiredSeveral),
