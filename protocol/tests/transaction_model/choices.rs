@@ -79,11 +79,11 @@ impl World {
                 actions.push(Action::Answer(pod, branch.clone(), false));
             }
         }
-        for (whose, (wait, since)) in &sidecar.waits {
+        for (whose, (wait, changed)) in &sidecar.waits {
             let over = match wait {
                 0 => true,
                 &TIMEOUT => self.late,
-                _ => self.etcd.revision() > *since,
+                _ => *changed,
             };
             if over {
                 actions.push(Action::Due(pod, whose.clone()));
@@ -138,5 +138,16 @@ impl World {
             left.push(Key::Transaction(ID.into()));
         }
         left
+    }
+
+    /// Whether nothing can come of it any more: nobody waits for it, and one of its compares will never hold.
+    pub(super) fn is_void(&self, flight: &Flight) -> bool {
+        let awaited = !flight.forsaken && self.sender(flight).is_some();
+        // No revision comes twice, and no session.
+        let never = |compare: &Compare<Key>| {
+            let is_of_one = compare.relation == Relation::Equal && compare.value > 0;
+            (is_of_one || on_life(compare)) && !compare.holds(self.etcd.get(&compare.key))
+        };
+        !awaited && flight.plan.compares.iter().any(never)
     }
 }

@@ -152,8 +152,7 @@ impl World {
     }
 
     pub(super) fn wait(&mut self, pod: usize, whose: Option<Branch>, wait: u64) {
-        let revision = self.etcd.revision();
-        self.pods[pod].as_mut().unwrap().waits.insert(whose, (wait, revision));
+        self.pods[pod].as_mut().unwrap().waits.insert(whose, (wait, false));
     }
 
     pub(super) fn send(&mut self, scenario: &Scenario, pod: usize, owner: Owner, mut plan: Plan) {

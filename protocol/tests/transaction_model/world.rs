@@ -18,6 +18,10 @@ use super::bug::Bug;
 mod alike;
 mod choices;
 mod sidecars;
+mod store;
+
+pub(crate) use alike::alike_go_on_alike;
+pub(crate) use store::on_life;
 
 pub(crate) const ID: &str = "t";
 const TIMEOUT: u64 = 1_000;
@@ -82,8 +86,8 @@ struct Sidecar {
     dead: BTreeSet<SessionId>,
     /// What the watch has shown of its inbox.
     shown: BTreeMap<Key, i64>,
-    /// Waits, with etcd's revision when they began.
-    waits: BTreeMap<Option<Branch>, (u64, i64)>,
+    /// Waits, and whether anything has changed in etcd since they began.
+    waits: BTreeMap<Option<Branch>, (u64, bool)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,6 +242,8 @@ impl World {
                 self.take(scenario, action);
             }
         }
+        let flights = std::mem::take(&mut self.flights);
+        self.flights = flights.into_iter().filter(|flight| !self.is_void(flight)).collect();
         self.flights.sort_by(|a, b| {
             (a.pod, &a.session, &a.owner, &a.plan).cmp(&(b.pod, &b.session, &b.owner, &b.plan))
         });
@@ -272,9 +278,9 @@ impl World {
                 }
                 // It tries again whether or not anything has happened since.
                 if let Some(sidecar) = &mut self.pods[flight.pod]
-                    && let Some((_, since)) = sidecar.waits.get_mut(&whose)
+                    && let Some((_, changed)) = sidecar.waits.get_mut(&whose)
                 {
-                    *since = -1;
+                    *changed = true;
                 }
             }
             Action::Show(pod, key) => self.show(scenario, pod, key),
@@ -309,7 +315,9 @@ impl World {
                     self.history.disturbed = true;
                 }
                 let lease = session.as_str()[1..].parse().unwrap();
+                let before = self.etcd.revision();
                 self.etcd.end_lease(lease);
+                self.wake(before);
             }
             Action::Start(pod) => self.start(scenario, pod),
         }
@@ -365,76 +373,6 @@ impl World {
             Owner::Move(_) => {}
         }
     }
-
-    /// Runs a plan on etcd as the store does, and notes what the history must know.
-    fn commit(&mut self, plan: &Plan) -> Answer {
-        let get = |ranges: &[Range]| ranges.iter().cloned().map(Op::Get).collect::<Vec<_>>();
-        let mut then: Vec<Op<Key, Range, Record>> = plan
-            .writes
-            .iter()
-            .map(|write| match write {
-                Write::Put(key, value, lease) => Op::Put {
-                    key: key.clone(),
-                    value: value.clone(),
-                    lease: match lease {
-                        Lease::Session(session) => session.as_str()[1..].parse().unwrap(),
-                        _ => 0,
-                    },
-                },
-                Write::Delete(range) => Op::Delete(range.clone()),
-            })
-            .collect();
-        then.extend(get(&plan.reads));
-        let txn = Txn { compares: plan.compares.clone(), then, or_else: get(&plan.otherwise) };
-        let answer = self.etcd.txn(&txn).expect("a plan etcd would refuse whole");
-        let revision = self.etcd.revision();
-        if answer.held {
-            self.note(plan, revision);
-        }
-        let reads = answer
-            .answers
-            .into_iter()
-            .filter_map(|answer| match answer {
-                OpAnswer::Got(items) => Some(items.into_iter().map(|(key, item)| Entry {
-                    key,
-                    record: item.value,
-                    create_revision: item.create_revision,
-                    mod_revision: item.mod_revision,
-                })),
-                _ => None,
-            })
-            .map(Iterator::collect)
-            .collect();
-        Answer { held: answer.held, revision, reads }
-    }
-
-    fn note(&mut self, plan: &Plan, revision: i64) {
-        for write in &plan.writes {
-            match write {
-                Write::Put(_, Record::Transaction(Transaction { decision: Some(decision), .. }), _)
-                    if !self.history.decisions.iter().any(|(_, of)| of == decision) =>
-                {
-                    self.history.decisions.insert((revision, *decision));
-                }
-                Write::Put(Key::Answer { branch, .. }, Record::Answer(reply), _)
-                    if reply.operation == Operation::Prepare =>
-                {
-                    let yes = matches!(reply.verdict, Verdict::Yes(_));
-                    self.history.votes.insert((branch.clone(), revision, yes));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn entry(&self, key: &Key) -> Option<Entry> {
-        self.etcd.get(key).map(|item| Entry {
-            key: key.clone(),
-            record: item.value.clone(),
-            create_revision: item.create_revision,
-            mod_revision: item.mod_revision,
-        })
-    }
 }
 
 fn settings(scenario: &Scenario) -> Settings {
@@ -459,11 +397,4 @@ fn settings(scenario: &Scenario) -> Settings {
         once: scenario.once,
         retention: 1,
     }
-}
-
-/// Whether a compare looks whether a session lives.
-pub(crate) fn on_life(compare: &Compare<Key>) -> bool {
-    matches!(compare.key, Key::Session(_))
-        && compare.target == Target::CreateRevision
-        && compare.relation == Relation::Greater
 }
