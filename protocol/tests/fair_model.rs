@@ -2,7 +2,7 @@
 //! crashes, pauses past the lease, lost replies and plans that land late. Then each planted bug alone, which must be
 //! found.
 //!
-//! `LOCK_MODEL=2` (or more) lets more happen, for hours of checking; 1 is what every test run affords.
+//! `CONCORDAT_MODEL=large` lets more happen, for hours of checking.
 
 #![allow(clippy::expect_used)]
 
@@ -70,7 +70,7 @@ impl Model for World {
 }
 
 fn scale() -> u8 {
-    std::env::var("LOCK_MODEL").ok().and_then(|scale| scale.parse().ok()).unwrap_or(1)
+    if std::env::var("CONCORDAT_MODEL").is_ok_and(|size| size == "large") { 2 } else { 1 }
 }
 
 /// Callers: the sidecar each talks to, what it asks for, and how often.

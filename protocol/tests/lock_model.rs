@@ -1,7 +1,7 @@
 //! Every order of events of one key of a lock, within bounds: callers on sidecars, pauses past the lease, restarts,
 //! lost replies and plans that land late, a definition made anew. Then each planted bug alone, which must be found.
 //!
-//! `LOCK_MODEL=2` (or more) lets more happen, for hours of checking; 1 is what every test run affords.
+//! `CONCORDAT_MODEL=large` lets more happen, for hours of checking.
 
 #![allow(clippy::expect_used)]
 
@@ -160,11 +160,12 @@ impl Model for World {
 }
 
 fn scale() -> u8 {
-    std::env::var("LOCK_MODEL").ok().and_then(|scale| scale.parse().ok()).unwrap_or(1)
+    if std::env::var("CONCORDAT_MODEL").is_ok_and(|size| size == "large") { 2 } else { 1 }
 }
 
 fn holds(world: World) {
-    let checker = world.checker().spawn_bfs().join();
+    // Depth first: breadth first, a million states wait in memory.
+    let checker = world.checker().spawn_dfs().join();
     println!(
         "{} states, {} unique, depth {}",
         checker.state_count(),
@@ -199,6 +200,18 @@ fn three_callers_on_three_sidecars_and_plans_that_land_late() {
     let callers = vec![(0, true), (1, true), (2, true)];
     let budget = Budget { acquires: 1 + scale(), lost_replies: 1, pauses: scale() - 1, ..Budget::default() };
     holds(World { mode: Mode::CompareAndSwap, callers, budget, bug: None });
+}
+
+#[test]
+fn three_callers_through_a_lost_session_and_a_restart() {
+    let callers = vec![(0, true), (0, false), (1, true)];
+    for budget in [
+        Budget { acquires: 1 + scale(), pauses: 1, restarts: scale() - 1, ..Budget::default() },
+        Budget { acquires: 1 + scale(), restarts: 1, ..Budget::default() },
+        Budget { acquires: 1, pauses: 1, restarts: 1, ..Budget::default() },
+    ] {
+        holds(World { mode: Mode::CompareAndSwap, callers: callers.clone(), budget, bug: None });
+    }
 }
 
 #[test]

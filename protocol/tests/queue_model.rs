@@ -1,5 +1,5 @@
 //! Queues, model-checked: the product's machines on a model of etcd, with crashes, lost sessions, time-outs and plans
-//! that land late. `CONCORDAT_MODEL=big` explores more of each.
+//! that land late. `CONCORDAT_MODEL=large` explores more of each.
 
 #![allow(clippy::expect_used)]
 
@@ -10,23 +10,23 @@ mod store;
 #[path = "queue_model/world.rs"]
 mod world;
 
-use stateright::Checker;
-
-use model::explore;
-use world::{Bounds, Planted};
+use stateright::{Checker, Model};
+use world::{Bounds, Planted, World};
 
 /// No violation in any order of what the bounds allow, and the good end is reached.
-fn holds(small: Bounds, big: Bounds) {
-    let bounds =
-        if std::env::var_os("CONCORDAT_MODEL").is_some_and(|size| size == "big") { big } else { small };
-    let checker = explore(bounds.clone(), Planted::Nothing);
+fn holds(small: Bounds, large: Bounds) {
+    let is_large = std::env::var("CONCORDAT_MODEL").is_ok_and(|size| size == "large");
+    let bounds = if is_large { large } else { small };
+    // Depth first: breadth first, a million worlds wait in memory.
+    let world = World { bounds: bounds.clone(), planted: Planted::Nothing };
+    let checker = world.checker().spawn_dfs().join();
     println!("{} states of {bounds:?}", checker.unique_state_count());
     checker.assert_properties();
 }
 
 /// The planted bug is found.
 fn found(planted: Planted, bounds: Bounds) {
-    let checker = explore(bounds, planted);
+    let checker = World { bounds, planted }.checker().spawn_bfs().join();
     let found = checker.discoveries().into_keys().any(|name| name != "all is acknowledged");
     assert!(found, "{planted:?} was not found in {} states", checker.unique_state_count());
 }
@@ -43,6 +43,24 @@ fn stored(consumers: usize, stored: u8) -> Bounds {
 fn two_consumers_share_a_segment() {
     let small = Bounds { receives: 3, ..stored(2, 2) };
     holds(small.clone(), Bounds { receives: 4, nacks: 1, max: 2, ..stored(2, 3) });
+}
+
+#[test]
+fn two_producers_and_two_consumers() {
+    let two = Bounds { publishers: 2, consumers: 2, max_deliveries: 2, prompt: true, ..Bounds::default() };
+    let small = Bounds { receives: 3, nacks: 1, timeouts: 1, ..two.clone() };
+    holds(small.clone(), Bounds { crashes: 1, ..small });
+    let small = Bounds { receives: 2, nacks: 1, timeouts: 1, ..two };
+    holds(Bounds { crashes: 1, ..small.clone() }, Bounds { crashes: 1, late: 1, ..small.clone() });
+    holds(Bounds { losses: 1, ..small.clone() }, Bounds { losses: 1, late: 1, ..small });
+}
+
+/// A nack may yet land when the same delivery is acknowledged.
+#[test]
+fn two_producers_and_two_consumers_and_plans_that_land_late() {
+    let small = Bounds { publishers: 2, consumers: 2, max_deliveries: 2, prompt: true, ..Bounds::default() };
+    let small = Bounds { receives: 2, nacks: 1, late: 1, ..small };
+    holds(small.clone(), Bounds { receives: 3, ..small });
 }
 
 #[test]

@@ -121,10 +121,11 @@ impl Sidecar {
         lives.nth(self.heard)
     }
 
-    /// Whether its time has come, or comes when it has waited for so long. What it has is not waited for: a grant is
-    /// renewed and what stays is asked for again.
+    /// Whether its time has come, or comes when it has waited for so long. What it has in this session is not waited
+    /// for: a grant is renewed and what stays is asked for again.
     pub(crate) fn is_due(&self, wait: Millis) -> bool {
-        !self.has() && self.machine.wake_at().is_some_and(|wake| wake <= self.now + wait)
+        let lasts = self.has() && self.machine.lease().is_none_or(|(session, _)| session == self.session);
+        !lasts && self.machine.wake_at().is_some_and(|wake| wake <= self.now + wait)
     }
 
     /// Whether it is to tell who holds what it has, or let go of what stays, before a grant ends.

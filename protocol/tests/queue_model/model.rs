@@ -14,7 +14,7 @@ use stateright::{Model, Property};
 
 use crate::{
     store::change,
-    world::{BEFORE, Bounds, LATER, NOW, Planted, Sent, State, World, queue},
+    world::{BEFORE, LATER, NOW, Planted, Sent, State, World, queue},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -137,118 +137,9 @@ impl Model for World {
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
-        match action {
-            Action::LandPublish(index, tag) => {
-                let Some(Sent::Flying(plans)) = state.producers[index].sent.remove(&tag) else { return None };
-                let answer = landed(&mut state, &plans);
-                state.producers[index].sent.insert(tag, Sent::Landed(answer));
-            }
-            Action::Land(index, tag) => {
-                let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
-                let answer = landed(&mut state, &plans);
-                state.consumers[index].sent.insert(tag, Sent::Landed(answer));
-            }
-            Action::AnswerPublish(index, tag) => {
-                let Some(Sent::Landed(answer)) = state.producers[index].sent.remove(&tag) else {
-                    return None;
-                };
-                self.answered(&mut state, index, tag, Outcome::Answered(answer));
-            }
-            Action::Answer(index, tag) => {
-                let Some(Sent::Landed(answer)) = state.consumers[index].sent.remove(&tag) else {
-                    return None;
-                };
-                self.consumed(&mut state, index, delivery::Input::Done(tag, Outcome::Answered(answer)), NOW);
-            }
-            Action::LosePublish(index, tag) => {
-                let Some(Sent::Flying(plans)) = state.producers[index].sent.remove(&tag) else { return None };
-                state.adrift.extend(plans);
-                state.spent.late += 1;
-                self.answered(&mut state, index, tag, Outcome::Unknown);
-            }
-            Action::Lose(index, tag) => {
-                let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
-                state.adrift.extend(plans);
-                state.spent.late += 1;
-                self.consumed(&mut state, index, delivery::Input::Done(tag, Outcome::Unknown), BEFORE);
-            }
-            Action::LandAdrift(index) => {
-                let plan = state.adrift.remove(index);
-                state.land(&plan);
-            }
-            Action::Repeat(index) => {
-                state.spent.repeats += 1;
-                self.offer(&mut state, index);
-            }
-            Action::Watch(index) => {
-                let consumer = &state.consumers[index];
-                let range = consumer.machine.range();
-                let mut changes: Vec<Change> = state.etcd.since(consumer.seen, &range).map(change).collect();
-                if self.planted == Planted::DeafToClaims {
-                    changes.retain(|change| !matches!(change, Change::Deleted(Key::Claim { .. }, _)));
-                }
-                state.consumers[index].seen = state.etcd.revision();
-                self.consumed(&mut state, index, delivery::Input::Changed(changes), NOW);
-            }
-            Action::Receive(index) => self.receive(&mut state, index),
-            Action::HangUp(index) => {
-                state.spent.hang_ups += 1;
-                state.consumers[index].waiting = false;
-                self.consumed(&mut state, index, delivery::Input::GiveUp(index as u64), NOW);
-            }
-            Action::Ack(index, place) => {
-                let open = state.consumers[index].open.remove(place);
-                self.settle(&mut state, index, open, Verdict::Ack);
-            }
-            Action::Nack(index, place) => {
-                state.spent.nacks += 1;
-                let open = state.consumers[index].open.remove(place);
-                state.consumers[index].old.insert(open.clone());
-                let reason = String::new();
-                let verdict = Verdict::Nack { delay: None, reason, dead_letter: false };
-                self.settle(&mut state, index, open, verdict);
-            }
-            Action::AckOld(index, receipt, body) => {
-                state.consumers[index].old.remove(&(receipt.clone(), body));
-                self.settle(&mut state, index, (receipt, body), Verdict::Ack);
-            }
-            Action::TimeOut(index) => {
-                state.spent.timeouts += 1;
-                let open = std::mem::take(&mut state.consumers[index].open);
-                state.consumers[index].old.extend(open);
-                self.consumed(&mut state, index, delivery::Input::Pump, LATER);
-            }
-            Action::EndLease(index) => {
-                state.spent.losses += 1;
-                state.end_lease(state.consumers[index].lease);
-            }
-            Action::Notice(index) => {
-                let (session, lease) = state.open_session();
-                let consumer = &mut state.consumers[index];
-                (consumer.session, consumer.lease) = (session.clone(), lease);
-                let open = std::mem::take(&mut consumer.open);
-                consumer.old.extend(open);
-                let input = delivery::Input::Session(Some((session, u64::MAX)));
-                self.consumed(&mut state, index, input, NOW);
-            }
-            Action::Crash(index) => {
-                state.spent.crashes += 1;
-                let fresh = self.consumer(&mut state);
-                let old = std::mem::replace(&mut state.consumers[index], fresh);
-                for sent in old.sent.into_values() {
-                    if let Sent::Flying(plans) = sent {
-                        state.adrift.extend(plans);
-                    }
-                }
-                // Its consumer may still answer, to the sidecar that came instead.
-                state.consumers[index].old.extend(old.open);
-                state.end_lease(old.lease);
-            }
-            Action::Undefine => {
-                state.spent.undefined += 1;
-                let plan = Plan::new().delete(definition(&queue()));
-                state.land(&plan);
-            }
+        self.take(&mut state, action)?;
+        while let Some(action) = self.prompted(&state) {
+            self.take(&mut state, action)?;
         }
         state.adrift.sort();
         Some(state)
@@ -270,6 +161,137 @@ impl Model for World {
     }
 }
 
+impl World {
+    /// Does it.
+    fn take(&self, state: &mut State, action: Action) -> Option<()> {
+        match action {
+            Action::LandPublish(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.producers[index].sent.remove(&tag) else { return None };
+                let answer = landed(state, &plans);
+                state.producers[index].sent.insert(tag, Sent::Landed(answer));
+            }
+            Action::Land(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
+                let answer = landed(state, &plans);
+                state.consumers[index].sent.insert(tag, Sent::Landed(answer));
+            }
+            Action::AnswerPublish(index, tag) => {
+                let Some(Sent::Landed(answer)) = state.producers[index].sent.remove(&tag) else {
+                    return None;
+                };
+                self.answered(state, index, tag, Outcome::Answered(answer));
+            }
+            Action::Answer(index, tag) => {
+                let Some(Sent::Landed(answer)) = state.consumers[index].sent.remove(&tag) else {
+                    return None;
+                };
+                self.consumed(state, index, delivery::Input::Done(tag, Outcome::Answered(answer)), NOW);
+            }
+            Action::LosePublish(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.producers[index].sent.remove(&tag) else { return None };
+                state.adrift.extend(plans);
+                state.spent.late += 1;
+                self.answered(state, index, tag, Outcome::Unknown);
+            }
+            Action::Lose(index, tag) => {
+                let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
+                state.adrift.extend(plans);
+                state.spent.late += 1;
+                self.consumed(state, index, delivery::Input::Done(tag, Outcome::Unknown), BEFORE);
+            }
+            Action::LandAdrift(index) => {
+                let plan = state.adrift.remove(index);
+                state.land(&plan);
+            }
+            Action::Repeat(index) => {
+                state.spent.repeats += 1;
+                self.offer(state, index);
+            }
+            Action::Watch(index) => {
+                let consumer = &state.consumers[index];
+                let range = consumer.machine.range();
+                let mut changes: Vec<Change> = state.etcd.since(consumer.seen, &range).map(change).collect();
+                if self.planted == Planted::DeafToClaims {
+                    changes.retain(|change| !matches!(change, Change::Deleted(Key::Claim { .. }, _)));
+                }
+                state.consumers[index].seen = state.etcd.revision();
+                self.consumed(state, index, delivery::Input::Changed(changes), NOW);
+            }
+            Action::Receive(index) => self.receive(state, index),
+            Action::HangUp(index) => {
+                state.spent.hang_ups += 1;
+                state.consumers[index].waiting = false;
+                self.consumed(state, index, delivery::Input::GiveUp(index as u64), NOW);
+            }
+            Action::Ack(index, place) => {
+                let open = state.consumers[index].open.remove(place);
+                self.settle(state, index, open, Verdict::Ack);
+            }
+            Action::Nack(index, place) => {
+                state.spent.nacks += 1;
+                let open = state.consumers[index].open.remove(place);
+                state.consumers[index].old.insert(open.clone());
+                let reason = String::new();
+                let verdict = Verdict::Nack { delay: None, reason, dead_letter: false };
+                self.settle(state, index, open, verdict);
+            }
+            Action::AckOld(index, receipt, body) => {
+                state.consumers[index].old.remove(&(receipt.clone(), body));
+                self.settle(state, index, (receipt, body), Verdict::Ack);
+            }
+            Action::TimeOut(index) => {
+                state.spent.timeouts += 1;
+                let open = std::mem::take(&mut state.consumers[index].open);
+                state.consumers[index].old.extend(open);
+                self.consumed(state, index, delivery::Input::Pump, LATER);
+            }
+            Action::EndLease(index) => {
+                state.spent.losses += 1;
+                state.end_lease(state.consumers[index].lease);
+            }
+            Action::Notice(index) => {
+                let (session, lease) = state.open_session();
+                let consumer = &mut state.consumers[index];
+                (consumer.session, consumer.lease) = (session.clone(), lease);
+                let open = std::mem::take(&mut consumer.open);
+                consumer.old.extend(open);
+                let input = delivery::Input::Session(Some((session, u64::MAX)));
+                self.consumed(state, index, input, NOW);
+            }
+            Action::Crash(index) => {
+                state.spent.crashes += 1;
+                let fresh = self.consumer(state);
+                let old = std::mem::replace(&mut state.consumers[index], fresh);
+                for sent in old.sent.into_values() {
+                    if let Sent::Flying(plans) = sent {
+                        state.adrift.extend(plans);
+                    }
+                }
+                // Its consumer may still answer, to the sidecar that came instead.
+                state.consumers[index].old.extend(old.open);
+                state.end_lease(old.lease);
+            }
+            Action::Undefine => {
+                state.spent.undefined += 1;
+                let plan = Plan::new().delete(definition(&queue()));
+                state.land(&plan);
+            }
+        }
+        Some(())
+    }
+
+    /// What follows at once, where it does.
+    fn prompted(&self, state: &State) -> Option<Action> {
+        let mut actions = Vec::new();
+        if self.bounds.prompt {
+            self.actions(state, &mut actions);
+        }
+        actions.into_iter().find(|action| {
+            matches!(action, Action::AnswerPublish(..) | Action::Answer(..) | Action::Watch(_))
+        })
+    }
+}
+
 impl State {
     /// Whether a consumer waits for what it should have been given: nothing is under way for it or will be.
     fn starved(&self, index: usize) -> bool {
@@ -281,10 +303,4 @@ impl State {
         let defined = self.etcd.get(&definition(&queue())).is_some();
         current && resting && defined && consumer.waiting && self.ledger.account(&queue()).ready > 0
     }
-}
-
-/// Explores breadth first, so that a counterexample is a shortest one.
-pub(crate) fn explore(bounds: Bounds, planted: Planted) -> impl stateright::Checker<World> {
-    use stateright::Checker as _;
-    World { bounds, planted }.checker().spawn_bfs().join()
 }

@@ -66,6 +66,8 @@ pub(crate) struct Bounds {
     pub(crate) hang_ups: u8,
     /// Each consumer has its sidecar in common with the publisher of its number, and waits from the beginning.
     pub(crate) together: bool,
+    /// Whether answers and changes are heard at once, which leaves fewer orders to try.
+    pub(crate) prompt: bool,
 }
 
 impl Default for Bounds {
@@ -87,6 +89,7 @@ impl Default for Bounds {
             stored: 0,
             hang_ups: 0,
             together: false,
+            prompt: false,
         }
     }
 }

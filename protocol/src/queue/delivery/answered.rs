@@ -72,7 +72,7 @@ impl Delivery {
                     let tickets = sent.iter().filter_map(|pending| pending.ticket);
                     effects.extend(tickets.map(|ticket| Effect::Settled(ticket, Status::Unknown)));
                     if let Some(segment) = self.segments.get_mut(&at) {
-                        segment.unsend(sent.into_iter().filter(|pending| pending.ticket.is_none()).collect());
+                        segment.doubt(sent);
                     }
                 }
             },
@@ -167,7 +167,7 @@ impl Delivery {
         &mut self,
         at: SegmentAt,
         sent: Vec<Pending>,
-        fates: Vec<Fate>,
+        mut fates: Vec<Fate>,
         burial: Option<i64>,
         answer: &Answer,
         now: Now,
@@ -182,16 +182,24 @@ impl Delivery {
         }
         if progress.is_empty() && !lost_queue {
             // The segment is gone. While our session lives nobody else can end the deliveries of its claims, so an
-            // earlier try of this very plan did (plans that only delete are sent until their fate is known).
+            // earlier try of this very plan did (plans that only delete are sent until their fate is known), or one that
+            // gave the delivery back, for another to finish.
+            let doubted = self.segments.get(&at).map(|segment| segment.doubted.clone()).unwrap_or_default();
             let alive = alive.first().map(|entry| &entry.key);
             for Pending { ticket, receipt, verdict } in &sent {
-                let ours = alive == Some(&Key::Session(receipt.claim.session.clone()));
+                let ours = alive == Some(&Key::Session(receipt.claim.session.clone()))
+                    && !doubted.contains(&(receipt.place, receipt.delivery));
                 let status = match verdict {
                     Verdict::Ack if ours => Status::Ok,
                     Verdict::Ack => Status::Unknown,
                     _ => Status::Stale,
                 };
                 effects.extend(ticket.map(|ticket| Effect::Settled(ticket, status)));
+            }
+            for (place, _) in doubted {
+                if let Some(fate) = fates.get_mut(place as usize) {
+                    *fate = Fate::default();
+                }
             }
             return self.finish(at, fates, effects);
         }

@@ -48,6 +48,8 @@ pub(super) struct State {
     pub(super) claims: BTreeMap<ClaimId, Vec<(u32, u32)>>,
     held: BTreeMap<u32, Held>,
     pub(super) pending: Vec<Pending>,
+    /// Places and deliveries that a plan of unknown outcome was to give back at their consumer's wish.
+    pub(super) doubted: BTreeSet<(u32, u32)>,
     /// Claims that ended while a plan was on its way, which may be the one that made them.
     pub(super) lost: BTreeSet<ClaimId>,
     /// Whether it was deleted while a plan was on its way.
@@ -91,6 +93,7 @@ impl State {
             claims: BTreeMap::new(),
             held: BTreeMap::new(),
             pending: Vec::new(),
+            doubted: BTreeSet::new(),
             lost: BTreeSet::new(),
             gone: false,
             busy: false,
@@ -215,6 +218,14 @@ impl State {
     pub(super) fn unsend(&mut self, mut sent: Vec<Pending>) {
         sent.append(&mut self.pending);
         self.pending = sent;
+    }
+
+    /// After a plan of unknown outcome: whoever waits for an answer has got it, the rest is tried again.
+    pub(super) fn doubt(&mut self, mut sent: Vec<Pending>) {
+        let nacks = sent.iter().filter(|pending| matches!(pending.verdict, Verdict::Nack { .. }));
+        self.doubted.extend(nacks.map(|pending| (pending.receipt.place, pending.receipt.delivery)));
+        sent.retain(|pending| pending.ticket.is_none());
+        self.unsend(sent);
     }
 
     fn end_held(&mut self, at: SegmentAt, verdict: &Verdict, which: impl Fn(&Held) -> bool) {
