@@ -82,7 +82,8 @@ fn callers(of: &[(usize, Share, u8)]) -> Vec<Caller> {
 
 fn holds(of: &[(usize, Share, u8)], delay: bool, budget: Budget) {
     let world = World { callers: callers(of), delay, budget, bug: None };
-    let checker = world.checker().spawn_bfs().join();
+    // Depth first: breadth first, a million states wait in memory.
+    let checker = world.checker().spawn_dfs().join();
     println!(
         "{} states, {} unique, depth {}",
         checker.state_count(),
@@ -126,6 +127,7 @@ fn a_mutex_through_pauses_past_the_lease() {
 fn a_mutex_through_crashes() {
     let budget = Budget { restarts: 1, ..Budget::default() };
     holds(&[(0, MUTEX, 1), (1, MUTEX, scale())], true, budget);
+    holds(&[(0, MUTEX, 1), (0, MUTEX, scale() - 1), (1, MUTEX, 1)], true, budget);
 }
 
 #[test]
@@ -135,21 +137,26 @@ fn two_readers_and_a_writer() {
 }
 
 #[test]
-fn a_reader_and_a_writer_through_crashes() {
-    let budget = Budget { restarts: 1, ..Budget::default() };
-    holds(&[(0, READ, 1), (1, WRITE, 1)], true, budget);
+fn a_reader_and_a_writer_through_each_fault() {
+    each_fault(&[(0, READ, 1), (1, WRITE, 1), (1, READ, scale() - 1)]);
+}
+
+#[test]
+fn permits_come_back_through_each_fault() {
+    each_fault(&[(0, permits(1), 1), (1, permits(2), 1), (1, permits(1), scale() - 1)]);
+}
+
+/// A crash, a pause past the lease, a lost reply.
+fn each_fault(of: &[(usize, Share, u8)]) {
+    holds(of, true, Budget { restarts: 1, ..Budget::default() });
+    holds(of, true, Budget { pauses: 1, ..Budget::default() });
+    holds(of, true, Budget { lost_replies: 1, ..Budget::default() });
 }
 
 #[test]
 fn three_who_want_four_of_two_permits() {
     let budget = Budget { hang_ups: scale() - 1, ..Budget::default() };
     holds(&[(0, permits(1), 1), (0, permits(2), 1), (1, permits(1), 1)], false, budget);
-}
-
-#[test]
-fn permits_come_back_from_those_who_pause_or_crash() {
-    let budget = Budget { pauses: 1, restarts: scale() - 1, ..Budget::default() };
-    holds(&[(0, permits(1), 1), (1, permits(2), 1)], true, budget);
 }
 
 #[test]

@@ -61,6 +61,11 @@ fn two_producers_and_two_consumers_and_plans_that_land_late() {
     let small = Bounds { publishers: 2, consumers: 2, max_deliveries: 2, prompt: true, ..Bounds::default() };
     let small = Bounds { receives: 2, nacks: 1, late: 1, ..small };
     holds(small.clone(), Bounds { receives: 3, ..small });
+    let small = Bounds { prompt: true, receives: 3, late: 2, ..stored(2, 1) };
+    holds(Bounds { crashes: 1, ..small.clone() }, Bounds { crashes: 1, nacks: 1, ..small.clone() });
+    holds(Bounds { losses: 1, ..small.clone() }, Bounds { losses: 1, nacks: 1, ..small.clone() });
+    let small = Bounds { nacks: 1, timeouts: 1, ..small };
+    holds(small.clone(), Bounds { late: 3, ..small });
 }
 
 #[test]

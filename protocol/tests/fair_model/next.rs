@@ -310,12 +310,19 @@ fn reply_to(state: &mut State, at: usize, caller: Caller, reply: Option<Reply>) 
                 fence: fence.get(),
                 until: None,
                 let_go: false,
+                released: false,
                 session_alive: state.etcd.get(&Key::Session(who.0.clone())).is_some(),
                 who,
             });
             Client::Holding { calls: *calls, token, grant: state.grants.len() - 1 }
         }
-        (_, Client::Releasing { calls, token }) => Client::Idle { calls: *calls, old: Some(*token) },
+        (reply, Client::Releasing { calls, token }) => {
+            let released = |told: &&mut Told| u128::from(told.who.1) == token.0;
+            if matches!(reply, Some(Reply::Released)) {
+                state.grants.iter_mut().filter(released).for_each(|told| told.released = true);
+            }
+            Client::Idle { calls: *calls, old: Some(*token) }
+        }
         (_, Client::Waiting { calls, .. }) => Client::Idle { calls: *calls, old: None },
         (_, other) => other.clone(),
     };

@@ -81,6 +81,8 @@ pub(crate) struct Told {
     pub until: Option<usize>,
     /// Whether its caller let it go.
     pub let_go: bool,
+    /// Whether its caller was told that it has.
+    pub released: bool,
     pub session_alive: bool,
 }
 
@@ -207,13 +209,13 @@ impl State {
         ever && self.etcd.get(&shadow).is_none()
     }
 
-    /// Whether somebody may have held the lock and was lost: it has left a shadow, and did not let go.
+    /// Whether somebody may have held the lock and was lost: it has left a shadow, and was not told that it has let go.
     fn delayed(&self) -> bool {
-        let let_go = |who: &Who| self.grants.iter().any(|told| told.let_go && told.who == *who);
+        let released = |who: &Who| self.grants.iter().any(|told| told.released && told.who == *who);
         self.etcd.range(&line()).any(|(key, _)| match key {
             Key::Shadow { session, number, .. } => {
                 let who = (session.clone(), *number);
-                self.etcd.get(&waiter(&who)).is_none() && !let_go(&who)
+                self.etcd.get(&waiter(&who)).is_none() && !released(&who)
             }
             _ => false,
         })

@@ -14,7 +14,7 @@ use stateright::{Model, Property};
 
 use crate::{
     store::change,
-    world::{BEFORE, LATER, NOW, Planted, Sent, State, World, queue},
+    world::{LONG, MOMENT, Planted, Sent, State, World, queue},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -185,7 +185,7 @@ impl World {
                 let Some(Sent::Landed(answer)) = state.consumers[index].sent.remove(&tag) else {
                     return None;
                 };
-                self.consumed(state, index, delivery::Input::Done(tag, Outcome::Answered(answer)), NOW);
+                self.consumed(state, index, delivery::Input::Done(tag, Outcome::Answered(answer)));
             }
             Action::LosePublish(index, tag) => {
                 let Some(Sent::Flying(plans)) = state.producers[index].sent.remove(&tag) else { return None };
@@ -197,7 +197,7 @@ impl World {
                 let Some(Sent::Flying(plans)) = state.consumers[index].sent.remove(&tag) else { return None };
                 state.adrift.extend(plans);
                 state.spent.late += 1;
-                self.consumed(state, index, delivery::Input::Done(tag, Outcome::Unknown), BEFORE);
+                self.consumed(state, index, delivery::Input::Done(tag, Outcome::Unknown));
             }
             Action::LandAdrift(index) => {
                 let plan = state.adrift.remove(index);
@@ -215,13 +215,13 @@ impl World {
                     changes.retain(|change| !matches!(change, Change::Deleted(Key::Claim { .. }, _)));
                 }
                 state.consumers[index].seen = state.etcd.revision();
-                self.consumed(state, index, delivery::Input::Changed(changes), NOW);
+                self.consumed(state, index, delivery::Input::Changed(changes));
             }
             Action::Receive(index) => self.receive(state, index),
             Action::HangUp(index) => {
                 state.spent.hang_ups += 1;
                 state.consumers[index].waiting = false;
-                self.consumed(state, index, delivery::Input::GiveUp(index as u64), NOW);
+                self.consumed(state, index, delivery::Input::GiveUp(index as u64));
             }
             Action::Ack(index, place) => {
                 let open = state.consumers[index].open.remove(place);
@@ -243,7 +243,8 @@ impl World {
                 state.spent.timeouts += 1;
                 let open = std::mem::take(&mut state.consumers[index].open);
                 state.consumers[index].old.extend(open);
-                self.consumed(state, index, delivery::Input::Pump, LATER);
+                state.consumers[index].clock += LONG;
+                self.consumed(state, index, delivery::Input::Pump);
             }
             Action::EndLease(index) => {
                 state.spent.losses += 1;
@@ -256,7 +257,7 @@ impl World {
                 let open = std::mem::take(&mut consumer.open);
                 consumer.old.extend(open);
                 let input = delivery::Input::Session(Some((session, u64::MAX)));
-                self.consumed(state, index, input, NOW);
+                self.consumed(state, index, input);
             }
             Action::Crash(index) => {
                 state.spent.crashes += 1;
@@ -299,7 +300,7 @@ impl State {
         let current = consumer.seen == self.etcd.revision() && self.etcd.leased(consumer.lease);
         let sent =
             !consumer.sent.is_empty() || self.producers.get(index).is_some_and(|of| !of.direct.is_empty());
-        let resting = !sent && consumer.machine.wake().is_none_or(|wake| wake > 20_000);
+        let resting = !sent && consumer.machine.wake().is_none_or(|wake| wake > consumer.clock + MOMENT);
         let defined = self.etcd.get(&definition(&queue())).is_some();
         current && resting && defined && consumer.waiting && self.ledger.account(&queue()).ready > 0
     }

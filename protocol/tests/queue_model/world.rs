@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 
 use concordat_protocol::{
-    Definition, Key, Lease, Name, Now, Plan, Record, SessionId, Write,
+    Definition, Key, Lease, Millis, Name, Now, Plan, Record, SessionId, Write,
     plan::Answer,
     queue::{
         Message, Mode, OnFull, Ordering, Outcome, Segment, Settings,
@@ -123,6 +123,8 @@ pub(crate) struct Consumer {
     pub(crate) machine: Delivery,
     pub(crate) session: SessionId,
     pub(crate) lease: i64,
+    /// Its time: it passes when a plan was lost, which is tried again after a while, and when a delivery times out.
+    pub(crate) clock: Millis,
     pub(crate) seen: i64,
     pub(crate) waiting: bool,
     pub(crate) sent: BTreeMap<u64, Sent>,
@@ -174,10 +176,10 @@ pub(crate) fn queue() -> Name {
     "q".into()
 }
 
-pub(crate) const NOW: Now = Now { monotonic: 1_000, unix: 1_000 };
-/// Before [`NOW`]: whatever is put off a moment then is due at [`NOW`].
-pub(crate) const BEFORE: Now = Now { monotonic: 0, unix: 1_000 };
-pub(crate) const LATER: Now = Now { monotonic: 100_000, unix: 100_000 };
+/// Longer than anything is put off for that is tried again.
+pub(crate) const MOMENT: Millis = 1_000;
+/// Longer than a delivery lasts.
+pub(crate) const LONG: Millis = 100_000;
 const NEVER: u64 = 1 << 40;
 pub(crate) const NACK: u64 = 1 << 32;
 
@@ -263,12 +265,13 @@ impl World {
             }
         }
         let revision = state.etcd.revision();
-        machine.step(delivery::Input::Session(Some((session.clone(), u64::MAX))), NOW);
-        machine.step(delivery::Input::Snapshot(revision, entries), NOW);
+        machine.step(delivery::Input::Session(Some((session.clone(), u64::MAX))), now(MOMENT));
+        machine.step(delivery::Input::Snapshot(revision, entries), now(MOMENT));
         Consumer {
             machine,
             session,
             lease,
+            clock: MOMENT,
             seen: revision,
             waiting: false,
             sent: BTreeMap::new(),
@@ -326,7 +329,8 @@ impl World {
         if !self.bounds.together {
             return plan;
         }
-        let (direct, plan, effects) = state.consumers[index].machine.join(plan, NOW);
+        let consumer = &mut state.consumers[index];
+        let (direct, plan, effects) = consumer.machine.join(plan, now(consumer.clock));
         state.producers[index].direct.extend(direct.map(|direct| (tag, direct)));
         self.follow(state, index, effects);
         plan
@@ -335,8 +339,7 @@ impl World {
     /// A publisher hears of its plan, and the consumer beside it.
     pub(crate) fn answered(&self, state: &mut State, index: usize, tag: u64, outcome: Outcome) {
         if let Some(direct) = state.producers[index].direct.remove(&tag) {
-            let now = if outcome == Outcome::Unknown { BEFORE } else { NOW };
-            self.consumed(state, index, delivery::Input::Done(direct, outcome.clone()), now);
+            self.consumed(state, index, delivery::Input::Done(direct, outcome.clone()));
         }
         let effects = state.producers[index].machine.step(publish::Input::Done(tag, outcome));
         self.published(state, index, effects);
@@ -346,12 +349,17 @@ impl World {
         state.spent.receives += 1;
         state.consumers[index].waiting = true;
         let input = delivery::Input::Receive(index as u64, self.bounds.max, 30_000);
-        self.consumed(state, index, input, NOW);
+        self.consumed(state, index, input);
     }
 
-    pub(crate) fn consumed(&self, state: &mut State, index: usize, input: delivery::Input, now: Now) {
-        let mut effects = state.consumers[index].machine.step(input, now);
-        effects.extend(state.consumers[index].machine.step(delivery::Input::Pump, now));
+    pub(crate) fn consumed(&self, state: &mut State, index: usize, input: delivery::Input) {
+        let consumer = &mut state.consumers[index];
+        let now = now(consumer.clock);
+        if matches!(input, delivery::Input::Done(_, Outcome::Unknown)) {
+            consumer.clock += MOMENT;
+        }
+        let mut effects = consumer.machine.step(input, now);
+        effects.extend(consumer.machine.step(delivery::Input::Pump, now));
         self.follow(state, index, effects);
     }
 
@@ -437,8 +445,12 @@ impl World {
         let ack = if verdict == Verdict::Ack { 0 } else { NACK };
         let ticket = ack + u64::from(body) + 256 * u64::from(receipt.delivery);
         let receipt = self.receipt(receipt, &state.consumers[index]);
-        self.consumed(state, index, delivery::Input::Settle(Some(ticket), receipt, verdict), NOW);
+        self.consumed(state, index, delivery::Input::Settle(Some(ticket), receipt, verdict));
     }
+}
+
+fn now(clock: Millis) -> Now {
+    Now { monotonic: clock, unix: clock }
 }
 
 fn offer(body: u8, once: bool) -> Offer {
