@@ -101,11 +101,20 @@ struct Known<K: Kind> {
     /// When the object was looked at, and at which generation.
     looked: Option<(Instant, Option<i64>)>,
     failures: u32,
+    /// Conditions of a malformed object of which the API server takes no status: an event has told of them.
+    told: Vec<Condition>,
 }
 
 impl<K: Kind> Default for Known<K> {
     fn default() -> Self {
-        Self { memory: K::Memory::default(), status: None, wrote: None, looked: None, failures: 0 }
+        Self {
+            memory: K::Memory::default(),
+            status: None,
+            wrote: None,
+            looked: None,
+            failures: 0,
+            told: Vec::new(),
+        }
     }
 }
 
@@ -335,7 +344,7 @@ async fn unreadable<K: Kind>(meta: &ObjectMeta, error: &str, context: &Context<K
         .data
         .pointer("/status/conditions")
         .and_then(|conditions| serde_json::from_value(conditions.clone()).ok())
-        .unwrap_or_default();
+        .unwrap_or_else(|| context.knows(meta, |known| known.told.clone()));
     let generation = object.metadata.generation.unwrap_or_default();
     let standing =
         Standing::Invalid(Invalid::new("the object", format!("must be of its kind's form: {error}")));
@@ -346,7 +355,9 @@ async fn unreadable<K: Kind>(meta: &ObjectMeta, error: &str, context: &Context<K
         let params = PatchParams { field_manager: Some(status_manager::<K>()), ..PatchParams::default() };
         match api.patch_status(name, &params, &Patch::Merge(patch)).await {
             // A field of a type that a CEL rule cannot take: the API server takes no status then. The event tells.
-            Err(kube::Error::Api(refused)) if refused.code == 422 => {}
+            Err(kube::Error::Api(refused)) if refused.code == 422 => {
+                context.knows(meta, |known| known.told.clone_from(&now));
+            }
             result => drop(result?),
         }
         context.publish(meta, &before, &now).await;

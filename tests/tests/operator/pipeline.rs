@@ -176,7 +176,7 @@ async fn a_malformed_object_is_told_so_and_disturbs_no_other() {
     }
     install(&strict).await;
 
-    let _operator = world.operator("operator").await;
+    let operator = world.operator("operator").await;
     world.create::<Lock>("good", json!({ "mode": "CompareAndSwap" })).await;
     world.stands::<Lock>("good", "True", "Accepted").await;
     let message = eventually("the bad one is told so", async || {
@@ -190,6 +190,25 @@ async fn a_malformed_object_is_told_so_and_disturbs_no_other() {
     assert!(message.contains("must be of its kind's form") && message.contains("Sideways"), "{message}");
     world.tells("bad", &[("Invalid", 1)]).await;
     // Of this one the API server takes no status whatever: its rules cannot be evaluated.
+    world.tells("worse", &[("Invalid", 1)]).await;
+    // A definition that changes ends all watches: the operator looks at every object again, and has nothing new to tell.
+    let passes = async || -> anyhow::Result<u64> {
+        let metrics = operator.metrics().await?;
+        let name = "concordat_operator_reconciles_total{kind=\"lock\",result=\"ok\"} ";
+        let count = metrics.lines().find_map(|line| line.strip_prefix(name));
+        Ok(count.ok_or_else(|| anyhow::anyhow!("no passes: {metrics}"))?.parse()?)
+    };
+    let before = passes().await.unwrap();
+    let mut told = strict.clone();
+    told["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["description"] = json!("told in other words");
+    install(&told).await;
+    eventually("all are looked at again", async || {
+        let count = passes().await?;
+        anyhow::ensure!(count >= before + 3, "{count} passes, {before} before");
+        Ok(())
+    })
+    .await
+    .unwrap();
     world.tells("worse", &[("Invalid", 1)]).await;
     world.update::<Lock>("good", json!({ "ttl": "9s" })).await;
     world.stands::<Lock>("good", "True", "Accepted").await;
