@@ -102,7 +102,7 @@ struct Known<K: Kind> {
     looked: Option<(Instant, Option<i64>)>,
     failures: u32,
     /// Conditions of a malformed object of which the API server takes no status: an event has told of them.
-    told: Vec<Condition>,
+    told: Option<Vec<Condition>>,
 }
 
 impl<K: Kind> Default for Known<K> {
@@ -113,7 +113,7 @@ impl<K: Kind> Default for Known<K> {
             wrote: None,
             looked: None,
             failures: 0,
-            told: Vec::new(),
+            told: None,
         }
     }
 }
@@ -344,7 +344,7 @@ async fn unreadable<K: Kind>(meta: &ObjectMeta, error: &str, context: &Context<K
         .data
         .pointer("/status/conditions")
         .and_then(|conditions| serde_json::from_value(conditions.clone()).ok())
-        .unwrap_or_else(|| context.knows(meta, |known| known.told.clone()));
+        .unwrap_or_default();
     let generation = object.metadata.generation.unwrap_or_default();
     let standing =
         Standing::Invalid(Invalid::new("the object", format!("must be of its kind's form: {error}")));
@@ -353,14 +353,17 @@ async fn unreadable<K: Kind>(meta: &ObjectMeta, error: &str, context: &Context<K
         // Not by server-side apply, which refuses an object that is not of its schema.
         let patch = json!({ "status": { "observedGeneration": generation, "conditions": now } });
         let params = PatchParams { field_manager: Some(status_manager::<K>()), ..PatchParams::default() };
-        match api.patch_status(name, &params, &Patch::Merge(patch)).await {
+        let told = match api.patch_status(name, &params, &Patch::Merge(patch)).await {
             // A field of a type that a CEL rule cannot take: the API server takes no status then. The event tells.
             Err(kube::Error::Api(refused)) if refused.code == 422 => {
-                context.knows(meta, |known| known.told.clone_from(&now));
+                context.knows(meta, |known| known.told.replace(now.clone())).unwrap_or(before)
             }
-            result => drop(result?),
-        }
-        context.publish(meta, &before, &now).await;
+            result => {
+                result?;
+                before
+            }
+        };
+        context.publish(meta, &told, &now).await;
     }
     Ok(Action::await_change())
 }

@@ -2,7 +2,7 @@
 //! crashes, pauses past the lease, lost replies and plans that land late. Then each planted bug alone, which must be
 //! found.
 //!
-//! `CONCORDAT_MODEL=large` lets more happen, for hours of checking.
+//! `CONCORDAT_MODEL=large` lets more happen, which takes long.
 
 #![allow(clippy::expect_used)]
 
@@ -126,7 +126,6 @@ fn a_mutex_through_pauses_past_the_lease() {
 #[test]
 fn a_mutex_through_crashes() {
     let budget = Budget { restarts: 1, ..Budget::default() };
-    holds(&[(0, MUTEX, 1), (1, MUTEX, scale())], true, budget);
     holds(&[(0, MUTEX, 1), (0, MUTEX, scale() - 1), (1, MUTEX, 1)], true, budget);
 }
 

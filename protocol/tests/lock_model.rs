@@ -1,7 +1,7 @@
 //! Every order of events of one key of a lock, within bounds: callers on sidecars, pauses past the lease, restarts,
 //! lost replies and plans that land late, a definition made anew. Then each planted bug alone, which must be found.
 //!
-//! `CONCORDAT_MODEL=large` lets more happen, for hours of checking.
+//! `CONCORDAT_MODEL=large` lets more happen, which takes long.
 
 #![allow(clippy::expect_used)]
 
