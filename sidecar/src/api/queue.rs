@@ -27,13 +27,13 @@ use self::{
     answer::{Counted, DeadMessages, Messages, Redriven, Results, Settled, Stored, problem},
     batch::Form,
     request::{
-        AckBody, DeadParams, Encoded, ExtendBody, Group, NackBody, QueueName, ReceiptPath, ReceiveParams,
-        RedriveBody,
+        AckBody, DeadParams, Encoded, ExtendBody, Group, NackBody, QueueName, ReceiptPath, ReceiveBody,
+        ReceiveParams, RedriveBody,
     },
     traced::{Publishing, Receiving},
 };
 use crate::{
-    api::extract::{Json, Params, Raw, Segments},
+    api::extract::{Json, OptionalJson, Params, Raw, Segments},
     context::Context,
     failpoint,
     problem::{Document, Outcome, Problem},
@@ -135,15 +135,17 @@ fn one(result: Published, queue: &str) -> Result<Response, Problem> {
     }
 }
 
-/// Receives messages, waiting for some if asked to. Each is to be acknowledged before its deadline.
+/// Receives messages, waiting for some if asked to. Each is to be acknowledged before its deadline, for instance by the
+/// next receive.
 #[utoipa::path(
     post,
     path = "/v1/queues/{queue}/receive",
     tag = "queues",
     params(QueueName, ReceiveParams),
+    request_body = Option<ReceiveBody>,
     responses(
         (status = 200, body = Messages<'static>),
-        (status = 204, description = "The wait ended without a message"),
+        (status = 204, description = "The wait ended without a message, and nothing was to be acknowledged"),
         (status = 404, body = Document, description = "no-such-queue"),
         (status = 501, body = Document, description = "mode-not-supported"),
         (status = 503, body = Document)
@@ -153,18 +155,33 @@ async fn receive(
     State(context): State<Context>,
     Segments(QueueName { queue }): Segments<QueueName>,
     Params(params): Params<ReceiveParams>,
+    OptionalJson(body): OptionalJson<ReceiveBody>,
 ) -> Result<Response, Problem> {
     let (max, visibility) = params.check()?;
+    let ack = body.ack.as_deref().map(request::receipts).transpose()?;
     let wait = params.wait.0.saturating_sub(EARLY);
     let receiving = Receiving::begin(&queue);
-    let received = context.queues.receive(&queue, max, wait, visibility).await?;
-    receiving.received(&received.messages);
-    if received.messages.is_empty() {
+    let receive = context.queues.receive(&queue, max, wait, visibility);
+    let (received, statuses) = match ack {
+        None => (Some(receive.await?), None),
+        Some(ack) => {
+            let settle = context.queues.settle(&queue, ack, Verdict::Ack);
+            let (statuses, received) = tokio::join!(settle, receive);
+            // What was acknowledged is told in any case. Why nothing can be received, the next call is told.
+            (received.ok(), Some(statuses?))
+        }
+    };
+    let acked = body.ack.zip(statuses).map(|(receipts, statuses)| Settled::of(&receipts, &statuses));
+    let messages = received.as_ref().map(|received| &*received.messages).unwrap_or_default();
+    receiving.received(messages);
+    if messages.is_empty() && acked.is_none() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let answer = axum::Json(Messages::of(&received.messages)).into_response();
+    let answer = axum::Json(Messages::of(messages, acked)).into_response();
     failpoint!("queue-before-answer");
-    received.sent();
+    if let Some(received) = received {
+        received.sent();
+    }
     Ok(answer)
 }
 

@@ -17,11 +17,12 @@ const GATED: usize = 64;
 /// Work, by how it is asked for.
 type Kind = fn(Connections) -> Work;
 /// What is compared with what, and what the ratio must reach (issue "The foundation", How fast).
-const GATES: [(Kind, Kind, f64); 5] = [
+const GATES: [(Kind, Kind, f64); 6] = [
     (Work::Lock, Work::EtcdLock, 1.3),
     (Work::Publish, Work::Put, 2.5),
     (Work::PublishBatch, Work::Put, 20.0),
     (Work::Deliver, Work::Put, 1.2),
+    (Work::DeliverOn, Work::Put, 1.2),
     (Work::Transaction, Work::Put, 0.2),
 ];
 /// At one client an operation may take so many times the etcd round trips it needs.

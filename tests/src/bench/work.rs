@@ -43,12 +43,14 @@ pub(super) enum Work {
     PublishBatch(Connections),
     /// A message published, received and acknowledged, each by a request.
     Deliver(Connections),
+    /// A message published and received, each by a request, of which the second acknowledges the last one received.
+    DeliverOn(Connections),
     /// Two-phase commit with two participants.
     Transaction(Connections),
 }
 
 impl Work {
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::Put(Connections::Own),
         Self::Put(Connections::Shared),
         Self::Commit,
@@ -63,6 +65,8 @@ impl Work {
         Self::PublishBatch(Connections::Shared),
         Self::Deliver(Connections::Own),
         Self::Deliver(Connections::Shared),
+        Self::DeliverOn(Connections::Own),
+        Self::DeliverOn(Connections::Shared),
         Self::Transaction(Connections::Own),
         Self::Transaction(Connections::Shared),
     ];
@@ -77,6 +81,7 @@ impl Work {
             Self::Publish(connections) => ("publish, 1 a request", connections.spoken()),
             Self::PublishBatch(connections) => ("publish, 100 a request", connections.spoken()),
             Self::Deliver(connections) => ("publish → receive → ack", connections.spoken()),
+            Self::DeliverOn(connections) => ("publish → receive with the last ack", connections.spoken()),
             Self::Transaction(connections) => ("two-phase commit", connections.spoken()),
         };
         format!("{what}; {how}")
@@ -92,6 +97,8 @@ impl Work {
     pub(super) fn round_trips(self) -> Option<(u32, Self)> {
         match self {
             Self::Put(_) | Self::Commit | Self::LargeCommit | Self::EtcdLock(_) => None,
+            // Its two commits go at once, as fast as a third request lets them.
+            Self::DeliverOn(_) => None,
             Self::Publish(_) => Some((1, Self::Commit)),
             Self::PublishBatch(_) => Some((1, Self::LargeCommit)),
             // A consumer that waits beside the publisher has a message by the commit that stores it.
@@ -119,7 +126,8 @@ impl Work {
             }
             Self::Publish(connections) => publish(connections, stage, clients, time, 1).await,
             Self::PublishBatch(connections) => publish(connections, stage, clients, time, BATCH).await,
-            Self::Deliver(connections) => deliver(connections, stage, clients, time).await,
+            Self::Deliver(connections) => deliver(connections, stage, clients, time, consume).await,
+            Self::DeliverOn(connections) => deliver(connections, stage, clients, time, consume_on).await,
             Self::Transaction(connections) => transactions(connections, stage, clients, time).await,
         }
     }
@@ -200,18 +208,21 @@ async fn publish(
 }
 
 /// As many consumers as publishers, and at most as many messages on their way from one to the other; each goes at its own
-/// pace. What counts is an acknowledged message, and how long its consumer waited for it and for the acknowledgement.
-async fn deliver(connections: Connections, stage: &Stage, clients: usize, time: Duration) -> Result<Figure> {
+/// pace. What counts is an acknowledged message, and how long its consumer waited for it and for an acknowledgement.
+async fn deliver(
+    connections: Connections,
+    stage: &Stage,
+    clients: usize,
+    time: Duration,
+    consume: impl AsyncFn(&mut Http, &str, &Meter, &Semaphore) -> Result<()>,
+) -> Result<Figure> {
     let queue = fresh_name();
     stage.new_queue(&queue).await?;
     let mut publishers = Http::several(connections, stage.port()?, clients).await?;
     let mut consumers = Http::several(connections, stage.port()?, clients).await?;
     let (kind, body) = payload(1);
-    let (publish, receive, ack) = (
-        format!("/v1/queues/{queue}/messages"),
-        format!("/v1/queues/{queue}/receive?max=1&wait=2s"),
-        format!("/v1/queues/{queue}/ack"),
-    );
+    let base = format!("/v1/queues/{queue}");
+    let publish = format!("{base}/messages");
     let meter = Meter::start(time)?;
     let ahead = Semaphore::new(clients);
     let publishing = all(publishers.iter_mut().map(|http| {
@@ -224,26 +235,49 @@ async fn deliver(connections: Connections, stage: &Stage, clients: usize, time: 
             Ok(())
         }
     }));
-    let consuming = all(consumers.iter_mut().map(|http| {
-        let (meter, receive, ack, ahead) = (meter.clone(), &receive, &ack, &ahead);
-        async move {
-            while meter.goes_on() {
-                let since = Instant::now();
-                let received = http.send(Method::POST, receive, &[], "", &[200]).await?;
-                // Without a message: none came within the wait, and the end is near.
-                let Ok(receipt) = text(received, "receipt") else { continue };
-                let receipts = format!("{{\"receipts\":[\"{receipt}\"]}}");
-                let json = [("content-type", "application/json")];
-                http.send(Method::POST, ack, &json, receipts, &[200]).await?;
-                ahead.add_permits(1);
-                meter.done(1, since);
-            }
-            Ok(())
-        }
-    }));
+    let consuming = all(consumers.iter_mut().map(|http| consume(http, &base, &meter, &ahead)));
     tokio::try_join!(publishing, consuming)?;
     stage.drop_queue(&queue).await?;
     Ok(meter.figure())
+}
+
+const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
+
+/// Receives, and acknowledges by another request.
+async fn consume(http: &mut Http, queue: &str, meter: &Meter, ahead: &Semaphore) -> Result<()> {
+    let (receive, ack) = (format!("{queue}/receive?max=1&wait=2s"), format!("{queue}/ack"));
+    while meter.goes_on() {
+        let since = Instant::now();
+        let received = http.send(Method::POST, &receive, &[], "", &[200, 204]).await?;
+        // Without a message: none came within the wait, and the end is near.
+        let Ok(receipt) = text(received, "receipt") else { continue };
+        let receipts = format!("{{\"receipts\":[\"{receipt}\"]}}");
+        http.send(Method::POST, &ack, &JSON, receipts, &[200]).await?;
+        ahead.add_permits(1);
+        meter.done(1, since);
+    }
+    Ok(())
+}
+
+/// Receives, and acknowledges what the last receive brought.
+async fn consume_on(http: &mut Http, queue: &str, meter: &Meter, ahead: &Semaphore) -> Result<()> {
+    let receive = format!("{queue}/receive?max=1&wait=2s");
+    let mut last = None;
+    while meter.goes_on() {
+        let since = Instant::now();
+        let ack = last.take().map(|receipt| format!("{{\"ack\":[\"{receipt}\"]}}"));
+        let acks = ack.is_some();
+        let received = http.send(Method::POST, &receive, &JSON, ack.unwrap_or_default(), &[200, 204]).await?;
+        if acks {
+            ensure!(text(received, "status")? == "ok", "{}", String::from_utf8_lossy(received));
+            meter.done(1, since);
+        }
+        if !received.is_empty() && !received.starts_with(b"{\"messages\":[]") {
+            last = Some(text(received, "receipt")?.to_owned());
+            ahead.add_permits(1);
+        }
+    }
+    Ok(())
 }
 
 async fn transactions(
@@ -257,11 +291,10 @@ async fn transactions(
     all(callers.iter_mut().map(|http| {
         let meter = meter.clone();
         async move {
-            let json = [("content-type", "application/json")];
             while meter.goes_on() {
                 let since = Instant::now();
                 let path = "/v1/transactions/bench?wait=30s";
-                let answer = http.send(Method::POST, path, &json, "{}", &[200]).await?;
+                let answer = http.send(Method::POST, path, &JSON, "{}", &[200]).await?;
                 ensure!(text(answer, "outcome")? == "committed", "{}", String::from_utf8_lossy(answer));
                 meter.done(1, since);
             }

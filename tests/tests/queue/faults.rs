@@ -108,8 +108,16 @@ async fn work(victim: &Sidecar, survivor: &Sidecar) -> Result<()> {
         Ok::<_, anyhow::Error>(())
     };
     let consume = async {
-        while let Ok(Ok(messages)) = tokio::time::timeout(PATIENCE, victim.receive("max=2&wait=1s")).await {
-            if !matches!(tokio::time::timeout(PATIENCE, consume(victim, &messages)).await, Ok(Ok(()))) {
+        let mut last = Vec::new();
+        while let Ok(Ok((messages, _))) =
+            tokio::time::timeout(PATIENCE, victim.receive_and_ack("max=2&wait=1s", &last)).await
+        {
+            // Odd ones are acknowledged by the next receive.
+            let odd =
+                |message: &Message| message.body["number"].as_u64().is_some_and(|number| number % 2 == 1);
+            let now: Vec<_>;
+            (last, now) = messages.into_iter().partition(odd);
+            if !matches!(tokio::time::timeout(PATIENCE, consume(victim, &now)).await, Ok(Ok(()))) {
                 return;
             }
         }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::format_collect)]
 
+mod acked_by_receive;
 mod api;
 mod backlog;
 mod faults;

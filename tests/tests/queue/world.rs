@@ -259,12 +259,27 @@ impl Sidecar {
 
     /// Receives and records.
     pub(crate) async fn receive(&self, query: &str) -> Result<Vec<Message>> {
-        let answer = self.ask(Method::POST, &format!("orders/receive?{query}")).send().await?;
-        if answer.status() == StatusCode::NO_CONTENT {
-            return Ok(vec![]);
+        Ok(self.receive_and_ack(query, &[]).await?.0)
+    }
+
+    /// Receives, acknowledges by the same request, and records: messages, and the statuses.
+    pub(crate) async fn receive_and_ack(
+        &self,
+        query: &str,
+        ack: &[Message],
+    ) -> Result<(Vec<Message>, Vec<String>)> {
+        let mut request = self.ask(Method::POST, &format!("orders/receive?{query}"));
+        if !ack.is_empty() {
+            self.asks_ack(ack)?;
+            request = request.json(&json!({ "ack": receipts(ack) }));
         }
-        let (status, answer) = read(answer).await?;
+        let (status, answer) = read(request.send().await?).await?;
+        if status == StatusCode::NO_CONTENT && ack.is_empty() {
+            return Ok((vec![], vec![]));
+        }
         ensure!(status == StatusCode::OK, "{status}: {answer}");
+        let statuses = if ack.is_empty() { vec![] } else { statuses(&answer["acked"])? };
+        self.is_acked(ack, &statuses)?;
         let messages = answer["messages"].as_array().context("no messages")?.iter();
         let messages: Vec<Message> = messages
             .map(|message| {
@@ -282,7 +297,7 @@ impl Sidecar {
             let delivery = (serde_json::to_vec(&message.body)?, offset, message.deliveries as u32);
             *history.delivered.entry(delivery).or_default() += 1;
         }
-        Ok(messages)
+        Ok((messages, statuses))
     }
 
     /// Receives until there is something.
@@ -297,19 +312,24 @@ impl Sidecar {
 
     /// Acknowledges and records; the statuses.
     pub(crate) async fn ack(&self, messages: &[Message]) -> Result<Vec<String>> {
-        let deliveries: Vec<_> = messages
-            .iter()
-            .map(|message| Ok((serde_json::to_vec(&message.body)?, message.deliveries as u32)))
-            .collect::<Result<_>>()?;
-        self.history.lock().ack_asked.extend(deliveries.iter().cloned());
+        self.asks_ack(messages)?;
         let statuses = self.settle("ack", messages, json!({})).await?;
-        let mut history = self.history.lock();
-        for (delivery, status) in deliveries.into_iter().zip(&statuses) {
-            if status == "ok" {
-                history.acked.insert(delivery);
-            }
-        }
+        self.is_acked(messages, &statuses)?;
         Ok(statuses)
+    }
+
+    fn asks_ack(&self, messages: &[Message]) -> Result<()> {
+        for message in messages {
+            self.history.lock().ack_asked.insert(message.delivery()?);
+        }
+        Ok(())
+    }
+
+    fn is_acked(&self, messages: &[Message], statuses: &[String]) -> Result<()> {
+        for (message, _) in messages.iter().zip(statuses).filter(|(_, status)| *status == "ok") {
+            self.history.lock().acked.insert(message.delivery()?);
+        }
+        Ok(())
     }
 
     pub(crate) async fn nack(&self, messages: &[Message], more: Value) -> Result<Vec<String>> {
@@ -322,12 +342,26 @@ impl Sidecar {
         messages: &[Message],
         mut body: Value,
     ) -> Result<Vec<String>> {
-        body["receipts"] = messages.iter().map(|message| message.receipt.clone()).collect();
+        body["receipts"] = receipts(messages);
         let (status, answer) = self.json(Method::POST, &format!("orders/{how}"), body).await?;
         ensure!(status == StatusCode::OK, "{status}: {answer}");
-        let results = answer["results"].as_array().context("no results")?;
-        Ok(results.iter().map(|result| result["status"].as_str().unwrap_or_default().to_owned()).collect())
+        statuses(&answer["results"])
     }
+}
+
+impl Message {
+    fn delivery(&self) -> Result<(Vec<u8>, u32)> {
+        Ok((serde_json::to_vec(&self.body)?, self.deliveries as u32))
+    }
+}
+
+fn receipts(messages: &[Message]) -> Value {
+    messages.iter().map(|message| message.receipt.clone()).collect()
+}
+
+fn statuses(results: &Value) -> Result<Vec<String>> {
+    let results = results.as_array().context("no results")?;
+    Ok(results.iter().map(|result| result["status"].as_str().unwrap_or_default().to_owned()).collect())
 }
 
 pub(crate) async fn read(response: Response) -> Result<(StatusCode, Value)> {

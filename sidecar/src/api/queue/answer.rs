@@ -117,6 +117,9 @@ pub(super) fn problem(published: Published, queue: &str) -> Problem {
 #[derive(Serialize, ToSchema)]
 pub(super) struct Messages<'a> {
     messages: Vec<Received<'a>>,
+    /// What became of each receipt that the call brought along.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acked: Option<Vec<SettledOne>>,
 }
 
 /// A message in delivery.
@@ -133,7 +136,7 @@ struct Received<'a> {
 }
 
 impl<'a> Messages<'a> {
-    pub(super) fn of(delivered: &'a [Delivered]) -> Self {
+    pub(super) fn of(delivered: &'a [Delivered], acked: Option<Settled>) -> Self {
         let received = |delivered: &'a Delivered| {
             let receipt = &delivered.receipt;
             let offset = offset(receipt.segment.revision, receipt.place);
@@ -145,7 +148,8 @@ impl<'a> Messages<'a> {
                 deadline: timestamp(delivered.deadline),
             })
         };
-        Self { messages: delivered.iter().filter_map(received).collect() }
+        let messages = delivered.iter().filter_map(received).collect();
+        Self { messages, acked: acked.map(|settled| settled.results) }
     }
 }
 

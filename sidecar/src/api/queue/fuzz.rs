@@ -18,7 +18,7 @@ use super::{
     answer::Messages,
     batch::{self, Form},
     offer::{self, Terms},
-    request::{self, AckBody, Encoded, ExtendBody, NackBody, RedriveBody},
+    request::{self, AckBody, Encoded, ExtendBody, NackBody, ReceiveBody, RedriveBody},
 };
 use crate::api::fuzz::{
     Choices, Field,
@@ -50,6 +50,16 @@ fn fuzz_ack_body() {
     let through = Through::default();
     bolero::check!().with_type::<Vec<u8>>().for_each(|input| {
         bodies(input, &[("receipts", List(RECEIPTS))], |body: AckBody, _| receipts(&body.receipts, &through));
+    });
+}
+
+#[test]
+fn fuzz_receive_body() {
+    let through = Through::default();
+    bolero::check!().with_type::<Vec<u8>>().for_each(|input| {
+        bodies(input, &[("ack", List(RECEIPTS))], |body: ReceiveBody, _| {
+            receipts(&body.ack.unwrap_or_default(), &through);
+        });
     });
 }
 
@@ -209,7 +219,7 @@ fn can_be_given_out(offer: Offer, settings: &Settings) {
     };
     let segment = Arc::new(Segment { messages: vec![message] });
     let delivered = [Delivered { receipt, segment, deadline: NOW }];
-    let shown = serde_json::to_string(&Messages::of(&delivered)).unwrap();
+    let shown = serde_json::to_string(&Messages::of(&delivered, None)).unwrap();
     let read: Value = serde_json::from_str(&shown).unwrap_or_else(|error| panic!("{error}: {shown:.200}"));
     let read = &read["messages"][0]["headers"];
     assert_eq!(read.as_object().unwrap().len(), headers.len(), "{headers:?}");

@@ -126,6 +126,15 @@ impl ReceiveParams {
     }
 }
 
+/// What a receive may bring along.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReceiveBody {
+    /// Deliveries to acknowledge: what an earlier receive answered, 1 to 1,000. They are acknowledged at once; what
+    /// came of it is told with the messages, or when the wait ends.
+    pub(super) ack: Option<Vec<Encoded>>,
+}
+
 /// Deliveries to acknowledge.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
