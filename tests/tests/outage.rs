@@ -60,7 +60,10 @@ impl Scene {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = request.json(&body).send().await?;
+        if !body.is_null() {
+            request = request.json(&body);
+        }
+        let response = request.send().await?;
         let (status, text) = (response.status().as_u16(), response.text().await?);
         Ok(Answer { status, body: serde_json::from_str(&text).unwrap_or_default() })
     }
