@@ -97,7 +97,7 @@ impl Work {
     pub(super) fn round_trips(self) -> Option<(u32, Self)> {
         match self {
             Self::Put(_) | Self::Commit | Self::LargeCommit | Self::EtcdLock(_) => None,
-            // Its two commits go at once, as fast as a third request lets them.
+            // Its two commits are under way at the same time.
             Self::DeliverOn(_) => None,
             Self::Publish(_) => Some((1, Self::Commit)),
             Self::PublishBatch(_) => Some((1, Self::LargeCommit)),
@@ -259,7 +259,7 @@ async fn consume(http: &mut Http, queue: &str, meter: &Meter, ahead: &Semaphore)
     Ok(())
 }
 
-/// Receives, and acknowledges what the last receive brought.
+/// Receives, and acknowledges what the last receive brought: that is not on its way any more.
 async fn consume_on(http: &mut Http, queue: &str, meter: &Meter, ahead: &Semaphore) -> Result<()> {
     let receive = format!("{queue}/receive?max=1&wait=2s");
     let mut last = None;
