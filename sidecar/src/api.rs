@@ -7,6 +7,7 @@ pub mod front;
 #[cfg(test)]
 mod fuzz;
 pub mod guard;
+pub mod header;
 pub mod idempotency;
 pub mod lock;
 pub mod openapi;
@@ -24,7 +25,7 @@ use axum::{
 };
 use bytes::Bytes;
 use concordat_store::Restored;
-use http::{Method, Uri, header};
+use http::{Method, Uri, header::CONTENT_TYPE};
 use tower::Service;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -59,7 +60,7 @@ fn refusing(router: Router) -> Router {
 }
 
 fn json(body: Bytes) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+    ([(CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 /// What answers in place of the API while etcd's epoch must be raised first.
@@ -84,7 +85,10 @@ mod tests {
     use std::{collections::HashSet, convert::Infallible, sync::Arc};
 
     use axum::body::Body;
-    use http::{Request, StatusCode};
+    use http::{
+        Request, StatusCode,
+        header::{ALLOW, CACHE_CONTROL},
+    };
     use http_body_util::BodyExt;
     use serde_json::Value;
 
@@ -106,14 +110,14 @@ mod tests {
     async fn what_is_no_route_is_refused_by_a_problem_too() {
         let (status, headers, problem) = ask(Request::get("/unknown"), Body::empty()).await;
         assert_eq!((status, &problem["code"]), (StatusCode::NOT_FOUND, &"no-such-route".into()));
-        assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
+        assert_eq!(headers[CONTENT_TYPE], "application/problem+json");
         let (status, headers, problem) = ask(Request::delete("/known"), Body::empty()).await;
         assert_eq!(
             (status, &problem["code"]),
             (StatusCode::METHOD_NOT_ALLOWED, &"method-not-allowed".into())
         );
-        assert_eq!(headers[header::ALLOW], "GET,HEAD,POST");
-        assert_eq!(headers[header::CACHE_CONTROL], "no-store");
+        assert_eq!(headers[ALLOW], "GET,HEAD,POST");
+        assert_eq!(headers[CACHE_CONTROL], "no-store");
     }
 
     #[tokio::test]

@@ -2,8 +2,9 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -82,12 +83,16 @@ where
     graceful.shutdown().await;
 }
 
-/// Ends when a connection has not sent one request in its time.
+/// Ends when a connection has not sent one request in its time. Of one that has, the timer is not looked at again.
 async fn silent(spoke: &AtomicBool) {
-    tokio::time::sleep(HEAD_TIMEOUT).await;
-    if spoke.load(Ordering::Relaxed) {
-        std::future::pending::<()>().await;
-    }
+    let mut timer = pin!(tokio::time::sleep(HEAD_TIMEOUT));
+    poll_fn(|context| {
+        if spoke.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        timer.as_mut().poll(context)
+    })
+    .await;
 }
 
 async fn accept(

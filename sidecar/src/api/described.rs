@@ -1,11 +1,7 @@
 //! Routes as they are described to the world: what a request is held against, so that nothing is passed over in silence
 //! and nothing goes undescribed.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use http::{Method, Uri};
 use percent_encoding::percent_decode_str;
@@ -21,7 +17,8 @@ pub struct Described(matchit::Router<Route>);
 pub struct Route {
     /// The path with its parameters in braces.
     pub path: Arc<str>,
-    operations: HashMap<Method, Operation>,
+    /// They are few: looking through them is quicker than hashing.
+    operations: Vec<(Method, Operation)>,
 }
 
 #[derive(Default)]
@@ -77,7 +74,7 @@ impl Route {
     /// 400 with its name.
     pub fn check(&self, method: &Method, uri: &Uri) -> Result<(), Problem> {
         let query = uri.query().unwrap_or_default();
-        let (false, Some(operation)) = (query.is_empty(), self.operations.get(method)) else { return Ok(()) };
+        let (false, Some(operation)) = (query.is_empty(), self.operation(method)) else { return Ok(()) };
         let mut names = query
             .split('&')
             .filter(|pair| !pair.is_empty())
@@ -91,16 +88,20 @@ impl Route {
     /// Whether repeats of an operation are answered from this sidecar's memory: those on locks that take an
     /// `Idempotency-Key`. (Publish and begin remember theirs in etcd.)
     pub fn is_replayed(&self, method: &Method) -> bool {
-        self.operations.get(method).is_some_and(|operation| {
+        self.operation(method).is_some_and(|operation| {
             operation.tag == "locks" && operation.headers.contains("idempotency-key")
         })
+    }
+
+    fn operation(&self, method: &Method) -> Option<&Operation> {
+        self.operations.iter().find(|(known, _)| known == method).map(|(_, operation)| operation)
     }
 
     /// The query parameters of an operation, in the order of the alphabet.
     #[cfg(test)]
     pub(super) fn parameters(&self, method: &str) -> Vec<&str> {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        self.operations[&method].parameters.iter().map(String::as_str).collect()
+        self.operation(&method).unwrap().parameters.iter().map(String::as_str).collect()
     }
 }
 

@@ -7,15 +7,17 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
-use http::{Method, StatusCode, Uri, header};
+use http::{
+    Method, StatusCode, Uri,
+    header::{CONTENT_LENGTH, HOST, ORIGIN},
+};
 use sha2::{Digest, Sha256};
 
+use super::header;
 use crate::problem::Problem;
 
 /// The largest body in bytes: etcd takes no larger request.
 pub const LARGEST_BODY: usize = 1_536 * 1024;
-
-const TOKEN_HEADER: &str = "concordat-token";
 
 /// The token that every request must show, kept as a digest: comparing digests takes the same time whatever is shown.
 #[derive(Clone)]
@@ -42,7 +44,7 @@ pub(super) fn admit(request: &Request, token: Option<&Token>) -> Result<(), Prob
     admit_local(request)?;
     let headers = request.headers();
     if let Some(token) = token {
-        let shown = super::extract::header(headers, TOKEN_HEADER)?;
+        let shown = header::text(headers, &header::CONCORDAT_TOKEN)?;
         if !shown.is_some_and(|shown| token.admits(shown.as_bytes())) {
             return Err(Problem::new(
                 StatusCode::UNAUTHORIZED,
@@ -52,7 +54,7 @@ pub(super) fn admit(request: &Request, token: Option<&Token>) -> Result<(), Prob
             .detail("send the header Concordat-Token with the contents of the sidecar's token file"));
         }
     }
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if length.is_some_and(|length: u64| length > LARGEST_BODY as u64) {
         return Err(body_too_large());
     }
@@ -68,7 +70,7 @@ pub fn admit_local(request: &Request) -> Result<(), Problem> {
     // HTTP/2 has the host in the URI.
     let host = match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),
-        None => super::extract::header(headers, "host")?,
+        None => header::text(headers, &HOST)?,
     };
     if !host.is_some_and(is_local) {
         return Err(Problem::new(
@@ -78,7 +80,7 @@ pub fn admit_local(request: &Request) -> Result<(), Problem> {
         )
         .detail("ask 127.0.0.1, localhost or [::1]"));
     }
-    if headers.contains_key(header::ORIGIN) {
+    if headers.contains_key(ORIGIN) {
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
             "origin-refused",
@@ -172,10 +174,10 @@ mod tests {
         let local = ("host", "localhost");
         assert_eq!(refusal(&[local], Some("secret")), Some(401));
         for wrong in ["", "secre", "secret2", "SECRET", " secret"] {
-            assert_eq!(refusal(&[local, (TOKEN_HEADER, wrong)], Some("secret")), Some(401), "{wrong:?}");
+            assert_eq!(refusal(&[local, ("concordat-token", wrong)], Some("secret")), Some(401), "{wrong:?}");
         }
-        assert_eq!(refusal(&[local, (TOKEN_HEADER, "secret")], Some("secret")), None);
-        assert_eq!(refusal(&[local, (TOKEN_HEADER, "anything")], None), None);
+        assert_eq!(refusal(&[local, ("concordat-token", "secret")], Some("secret")), None);
+        assert_eq!(refusal(&[local, ("concordat-token", "anything")], None), None);
     }
 
     #[test]

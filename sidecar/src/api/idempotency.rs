@@ -18,10 +18,12 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use super::extract;
+use super::{
+    extract,
+    header::{self, IDEMPOTENCY_KEY},
+};
 use crate::problem::Problem;
 
-const HEADER: &str = "idempotency-key";
 /// How long an answer is remembered: well past the time a client goes on repeating a request.
 const RETENTION: Duration = Duration::from_mins(10);
 /// How many are remembered, at less than a KiB each; beyond that the oldest is forgotten.
@@ -105,7 +107,7 @@ impl Replays {
     }
 }
 
-/// Answers a request that repeats its `Idempotency-Key` what the first one was answered; `run` answers the first.
+/// Answers a request with an `Idempotency-Key` what the first one with it was answered; `run` answers the first.
 pub async fn replay(
     replays: &Replays,
     request: Request,
@@ -122,7 +124,7 @@ async fn remember(
     request: Request,
     run: impl AsyncFnOnce(Request) -> Response,
 ) -> Result<Response, Problem> {
-    let Some(key) = extract::header(request.headers(), HEADER)? else { return Ok(run(request).await) };
+    let key = header::required(request.headers(), &IDEMPOTENCY_KEY)?;
     if !(1..=LONGEST_KEY).contains(&key.len()) {
         return Err(Problem::invalid(format!("header Idempotency-Key: write 1 to {LONGEST_KEY} bytes")));
     }
@@ -184,7 +186,7 @@ mod tests {
     }
 
     async fn ask(app: &App, uri: &str, key: &str, body: &'static str) -> (u16, String) {
-        let request = Request::post(uri).header(HEADER, key).body(Body::from(body)).unwrap();
+        let request = Request::post(uri).header(&IDEMPOTENCY_KEY, key).body(Body::from(body)).unwrap();
         let run = async |_| {
             let run = app.runs.fetch_add(1, Ordering::Relaxed);
             app.gate.acquire().await.unwrap().forget();

@@ -19,6 +19,7 @@ use self::{
 use crate::{
     api::{
         extract::{OptionalJson, Params, Segments},
+        header::LOCK_TOKEN,
         idempotency,
     },
     context::Context,
@@ -64,7 +65,7 @@ async fn acquire(
     OptionalJson(body): OptionalJson<AcquireBody>,
 ) -> Answer<Acquired> {
     let defined = context.definitions.lock(&target.lock)?;
-    if headers.contains_key("lock-token") {
+    if headers.contains_key(&LOCK_TOKEN) {
         return Err(Problem::invalid(
             "header Lock-Token: a grant cannot be turned into another, as two readers that become writers would wait for each other; release it first",
         ));

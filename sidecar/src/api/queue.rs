@@ -39,9 +39,6 @@ use crate::{
     problem::{Document, Outcome, Problem},
 };
 
-/// The header of requests and messages by which a trace goes on.
-const TRACEPARENT: &str = "traceparent";
-
 type Answer<T> = Result<axum::Json<T>, Problem>;
 
 /// A long poll ends this long before the wait that was asked for, milliseconds.

@@ -6,6 +6,7 @@ use axum::response::Response;
 use http::{HeaderMap, Method};
 use opentelemetry::trace::SpanKind;
 
+use super::header;
 use crate::{problem::Code, spans::Span};
 
 /// A caller's `traceparent` (W3C Trace Context, version 00; what later versions add is left out).
@@ -45,7 +46,7 @@ impl TraceParent {
     }
 
     pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
-        Self::parse(headers.get("traceparent")?.to_str().ok()?)
+        Self::parse(headers.get(&header::TRACEPARENT)?.to_str().ok()?)
     }
 
     /// One that is malformed is as good as none: the standard asks to start anew, not to refuse.

@@ -9,10 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    api::{
-        duration::GoDuration,
-        extract::{UserKey, required_header},
-    },
+    api::{duration::GoDuration, extract::UserKey, header},
     engine::lock::{Place, Terms},
     problem::Problem,
 };
@@ -148,7 +145,7 @@ impl AcquireBody {
 
 /// The token of a call; `None` when it cannot be one of ours.
 pub(super) fn token(headers: &HeaderMap) -> Result<Option<Token>, Problem> {
-    let text = required_header(headers, "lock-token")?;
+    let text = header::required(headers, &header::LOCK_TOKEN)?;
     if text.is_empty() {
         return Err(Problem::invalid("header Lock-Token is empty"));
     }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, fmt};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use concordat_protocol::queue::{Message, publish::Offer};
-use http::{HeaderMap, header};
+use http::{HeaderMap, header::CONTENT_TYPE};
 use serde::{
     Deserialize, Deserializer,
     de::{Error as _, MapAccess, Visitor},
@@ -18,7 +18,7 @@ use super::{
     offer::{Terms, Wishes, producer},
 };
 use crate::{
-    api::{duration::GoDuration, extract},
+    api::{duration::GoDuration, extract, header},
     problem::Problem,
 };
 
@@ -41,7 +41,7 @@ pub(super) type Entry = Result<Option<Offer>, Problem>;
 
 /// By the content type.
 pub(super) fn form(headers: &HeaderMap) -> Result<Form, Problem> {
-    let content_type = extract::header(headers, header::CONTENT_TYPE.as_str())?.unwrap_or_default();
+    let content_type = header::text(headers, &CONTENT_TYPE)?.unwrap_or_default();
     Ok(match essence(content_type).to_ascii_lowercase().as_str() {
         "application/x-ndjson" => Form::Lines,
         "application/cloudevents-batch+json" => Form::CloudEvents,
@@ -119,12 +119,14 @@ pub(super) fn parse(
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Vec<Entry>, Problem> {
-    for name in ["message-key", "producer-id", "producer-seq", "delay", "ttl"] {
+    for name in
+        [&header::MESSAGE_KEY, &header::PRODUCER_ID, &header::PRODUCER_SEQ, &header::DELAY, &header::TTL]
+    {
         if headers.contains_key(name) {
             return Err(Problem::invalid(format!("header {name}: in a batch each entry says it for itself")));
         }
     }
-    let key = extract::header(headers, "idempotency-key")?;
+    let key = header::text(headers, &header::IDEMPOTENCY_KEY)?;
     let mut batch = Batch { terms, headers, key, entries: Vec::new() };
     if form == Form::CloudEvents {
         let events: Vec<&RawValue> =

@@ -2,13 +2,13 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use concordat_protocol::queue::Message;
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::offer::Wishes;
-use crate::{api::extract, problem::Problem};
+use crate::{api::header, problem::Problem};
 
 /// Content type of an event in structured mode.
 pub(super) const STRUCTURED: &str = "application/cloudevents+json";
@@ -69,12 +69,12 @@ fn data(event: &[u8]) -> Result<Option<&RawValue>, Problem> {
 
 /// The attributes of an event in binary mode, if the request is one: the body is its data already.
 pub(super) fn binary(headers: &HeaderMap, message: &mut Message, wishes: &mut Wishes) -> Result<(), Problem> {
-    for name in headers.keys().map(HeaderName::as_str).filter(|name| name.starts_with(PREFIX)) {
-        let value = extract::header(headers, name)?.unwrap_or_default();
+    for name in headers.keys().filter(|name| name.as_str().starts_with(PREFIX)) {
+        let value = header::text(headers, name)?.unwrap_or_default();
         let Ok(value) = percent_decode_str(value.trim_matches('"')).decode_utf8() else {
             return Err(Problem::invalid(format!("header {name}: it is not UTF-8")));
         };
-        message.headers.push((name.to_owned(), value.into_owned()));
+        message.headers.push((name.to_string(), value.into_owned()));
     }
     if message.headers.is_empty() { Ok(()) } else { finish(message, wishes) }
 }

@@ -8,19 +8,19 @@ use concordat_protocol::{
         publish::{Offer, SEGMENT_BYTES},
     },
 };
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header::CONTENT_TYPE};
 
 use super::{
     answer::{essence, is_json},
     cloud_event,
 };
 use crate::{
-    api::{duration::GoDuration, extract, queue::TRACEPARENT, trace::TraceParent},
+    api::{duration::GoDuration, extract, header, trace::TraceParent},
     problem::Problem,
 };
 
 /// Headers that are handed on beside a CloudEvent's attributes.
-const HANDED_ON: [&str; 2] = [TRACEPARENT, "tracestate"];
+static HANDED_ON: [&HeaderName; 2] = [&header::TRACEPARENT, &header::TRACESTATE];
 /// The longest key, producer's name or Idempotency-Key, bytes.
 const LONGEST_NAME: usize = 256;
 
@@ -46,16 +46,16 @@ impl Terms<'_> {
     /// Adds what is handed on of a request's own headers, unless the message says it itself.
     pub(super) fn hand_on(&self, headers: &HeaderMap, message: &mut Message) -> Result<(), Problem> {
         for name in HANDED_ON {
-            let said = message.headers.iter().any(|(present, _)| present == name);
-            let mut value = extract::header(headers, name)?;
-            if let (TRACEPARENT, Some(own)) = (name, self.traced) {
+            let said = message.headers.iter().any(|(present, _)| present == name.as_str());
+            let mut value = header::text(headers, name)?;
+            if let (true, Some(own)) = (name == header::TRACEPARENT, self.traced) {
                 // A trace that begins here must not be what makes a message too large.
                 let most = self.settings.max_message_bytes;
-                let fits = message.size() + (TRACEPARENT.len() + own.as_str().len()) as u64 <= most;
+                let fits = message.size() + (name.as_str().len() + own.as_str().len()) as u64 <= most;
                 value = if value.is_some() || fits { Some(own.as_str()) } else { None };
             }
             if let (Some(value), false) = (value, said) {
-                message.headers.push((name.to_owned(), value.to_owned()));
+                message.headers.push((name.to_string(), value.to_owned()));
             }
         }
         Ok(())
@@ -93,7 +93,7 @@ impl Terms<'_> {
 
 /// The one message of a request.
 pub(super) fn one(terms: &Terms<'_>, headers: &HeaderMap, body: Bytes) -> Result<Offer, Problem> {
-    let content_type = extract::header(headers, header::CONTENT_TYPE.as_str())?;
+    let content_type = header::text(headers, &CONTENT_TYPE)?;
     let content_type = content_type.unwrap_or("application/octet-stream");
     let mut wishes = wishes(headers)?;
     let mut message = if essence(content_type).eq_ignore_ascii_case(cloud_event::STRUCTURED) {
@@ -104,7 +104,7 @@ pub(super) fn one(terms: &Terms<'_>, headers: &HeaderMap, body: Bytes) -> Result
         cloud_event::binary(headers, &mut message, &mut wishes)?;
         message
     };
-    if let Some(key) = extract::header(headers, "message-key")? {
+    if let Some(key) = header::text(headers, &header::MESSAGE_KEY)? {
         key.clone_into(&mut message.key);
     }
     terms.hand_on(headers, &mut message)?;
@@ -112,21 +112,21 @@ pub(super) fn one(terms: &Terms<'_>, headers: &HeaderMap, body: Bytes) -> Result
 }
 
 fn wishes(headers: &HeaderMap) -> Result<Wishes, Problem> {
-    let (delay, ttl) = (duration(headers, "delay")?, duration(headers, "ttl")?);
-    let id = extract::header(headers, "producer-id")?;
-    let seq = extract::header(headers, "producer-seq")?;
+    let (delay, ttl) = (duration(headers, &header::DELAY)?, duration(headers, &header::TTL)?);
+    let id = header::text(headers, &header::PRODUCER_ID)?;
+    let seq = header::text(headers, &header::PRODUCER_SEQ)?;
     let seq = match seq {
         None => None,
         Some(seq) => {
             Some(seq.parse().map_err(|_| Problem::invalid("header Producer-Seq: write a whole number"))?)
         }
     };
-    let key = extract::header(headers, "idempotency-key")?;
+    let key = header::text(headers, &header::IDEMPOTENCY_KEY)?;
     Ok(Wishes { delay, ttl, expires: None, producer: producer(id, seq, key)? })
 }
 
-fn duration(headers: &HeaderMap, name: &str) -> Result<Option<GoDuration>, Problem> {
-    let Some(text) = extract::header(headers, name)? else { return Ok(None) };
+fn duration(headers: &HeaderMap, name: &HeaderName) -> Result<Option<GoDuration>, Problem> {
+    let Some(text) = header::text(headers, name)? else { return Ok(None) };
     text.parse().map(Some).map_err(|error| Problem::invalid(format!("header {name}: {error}")))
 }
 

@@ -6,9 +6,11 @@ use concordat_protocol::queue::delivery::Delivered;
 use http::HeaderMap;
 use opentelemetry::trace::SpanKind;
 
-use super::TRACEPARENT;
 use crate::{
-    api::trace::{self, TraceParent},
+    api::{
+        header::TRACEPARENT,
+        trace::{self, TraceParent},
+    },
     spans::{Said, Span},
 };
 
@@ -24,7 +26,7 @@ impl Publishing {
         let mut span = Span::within(SpanKind::Producer, || name("publish", queue));
         span.say(|| said("send", "publish", queue));
         // A trace that nobody records is not begun in messages.
-        let goes_on = |own: &TraceParent| own.parts().2 || headers.contains_key(TRACEPARENT);
+        let goes_on = |own: &TraceParent| own.parts().2 || headers.contains_key(&TRACEPARENT);
         let traceparent = span.traceparent().filter(goes_on);
         Self { span, traceparent }
     }
@@ -56,7 +58,7 @@ impl Receiving {
         for Delivered { segment, receipt, .. } in messages {
             let message = segment.messages.get(receipt.place as usize);
             let mut headers = message.iter().flat_map(|message| &message.headers);
-            if let Some((_, to)) = headers.find(|(name, _)| name == TRACEPARENT) {
+            if let Some((_, to)) = headers.find(|(name, _)| name == TRACEPARENT.as_str()) {
                 self.0.link(to);
             }
         }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    api::{duration::GoDuration, extract},
+    api::{duration::GoDuration, header},
     engine::transaction::{Filter, Outcome, State},
     problem::Problem,
 };
@@ -143,8 +143,8 @@ pub(super) fn id(text: &str) -> Result<TransactionId, Problem> {
 
 /// The id of a transaction that begins: the client's, or one made from its `Idempotency-Key`, or a new one.
 pub(super) fn id_to_begin(name: &Name, headers: &HeaderMap) -> Result<TransactionId, Problem> {
-    let given = extract::header(headers, "transaction-id")?;
-    let key = extract::header(headers, "idempotency-key")?;
+    let given = header::text(headers, &header::TRANSACTION_ID)?;
+    let key = header::text(headers, &header::IDEMPOTENCY_KEY)?;
     match (given, key) {
         (Some(_), Some(_)) => Err(Problem::invalid("give Transaction-Id or Idempotency-Key, not both")),
         (Some(given), None) => id(given),
