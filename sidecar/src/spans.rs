@@ -6,6 +6,7 @@ mod export;
 use std::{borrow::Cow, sync::OnceLock};
 
 use concordat_store::CommitError;
+use futures::FutureExt;
 use opentelemetry::{
     Context, KeyValue, Value,
     trace::{
@@ -27,7 +28,8 @@ pub type Said = (&'static str, Value);
 /// A piece of work that is part of a trace. It ends when it is dropped.
 #[must_use]
 #[derive(Debug)]
-pub struct Span(Option<opentelemetry_sdk::trace::Span>);
+// Boxed: where nothing is traced, what holds one is three hundred bytes smaller to move.
+pub struct Span(Option<Box<opentelemetry_sdk::trace::Span>>);
 
 impl Span {
     /// A request's, or of what is done on behalf of `parent`, which may be another process's; without one the sampler
@@ -109,19 +111,20 @@ impl Span {
     }
 
     /// Waits for etcd.
-    pub async fn awaits<T>(
+    pub fn awaits<T>(
         mut self,
         asked: impl Future<Output = Result<T, CommitError>>,
-    ) -> Result<T, CommitError> {
-        let answer = asked.await;
-        if let Err(error) = &answer {
-            self.fail(|| name(error).into());
-        }
-        answer
+    ) -> impl Future<Output = Result<T, CommitError>> {
+        // An async function would be twice as large as what it awaits.
+        asked.inspect(move |answer| {
+            if let Err(error) = answer {
+                self.fail(|| name(error).into());
+            }
+        })
     }
 
     fn recording(&mut self) -> Option<&mut opentelemetry_sdk::trace::Span> {
-        self.0.as_mut().filter(|span| span.is_recording())
+        self.0.as_deref_mut().filter(|span| span.is_recording())
     }
 }
 
@@ -131,12 +134,12 @@ fn begin(
     remote: bool,
     kind: SpanKind,
     name: Cow<'static, str>,
-) -> opentelemetry_sdk::trace::Span {
+) -> Box<opentelemetry_sdk::trace::Span> {
     let mut around = Context::new();
     if let Some(parent) = parent {
         around = around.with_remote_span_context(context(parent, remote));
     }
-    tracer.build_with_context(tracer.span_builder(name).with_kind(kind), &around)
+    Box::new(tracer.build_with_context(tracer.span_builder(name).with_kind(kind), &around))
 }
 
 fn context(of: &TraceParent, remote: bool) -> SpanContext {

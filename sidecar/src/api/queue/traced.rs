@@ -37,8 +37,8 @@ impl Publishing {
     }
 
     /// Publishes as a part of this.
-    pub(super) async fn publishes<T>(&self, run: impl Future<Output = T>) -> T {
-        trace::within(self.span.traceparent().or_else(TraceParent::current), run).await
+    pub(super) fn publishes<F: Future>(&self, run: F) -> impl Future<Output = F::Output> + use<F> {
+        trace::within(self.span.traceparent().or_else(TraceParent::current), run)
     }
 }
 

@@ -130,7 +130,8 @@ impl Publishing {
         if counted == 0 {
             let _counting = self.counting.lock().await;
             if self.counted.load(Ordering::Relaxed) == 0 {
-                self.recount(inner, settings, now).await?;
+                // Boxed: it is most of what each publisher's future would be, and one of them takes it.
+                Box::pin(self.recount(inner, settings, now)).await?;
             }
         } else if let Ok(counting) = self.counting.try_lock() {
             // The old count is good enough for who publishes now.
