@@ -196,6 +196,19 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asked_is_answered_however_long_that_takes() {
+        let handler = async || {
+            tokio::time::sleep(3 * HEAD_TIMEOUT).await;
+            "yes"
+        };
+        let (address, _stop, _server) = started(Router::new().route("/", get(handler))).await;
+        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        let (mut stream, mut answer) = (send(address, request).await, Vec::new());
+        stream.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.ends_with(b"yes"), "{:?}", String::from_utf8_lossy(&answer));
+    }
+
     #[tokio::test]
     async fn a_head_that_is_too_large_is_refused() {
         let (address, _stop, _server) = started(app()).await;
