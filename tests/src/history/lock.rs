@@ -209,6 +209,10 @@ impl Callers {
         history.forged = of.forged(thawing, gone);
         history.grants =
             of.granted(&facts, thawing, |fence| Some((holders.get(&put_at(fence))?, gone(fence))));
+        // What was told too late to be relied on counts as of when it was taken, which is before the next one came.
+        for grant in &mut history.grants {
+            grant.from = grant.from.min(grant.to);
+        }
         history.waits =
             of.waits.iter().map(|wait| invariant::Wait { from: wait.from, to: wait.to }).collect();
         history.shadows = facts.shadow().into_iter().filter(|shadow| of.released(*shadow)).collect();

@@ -1,14 +1,15 @@
 //! What was recorded of real runs, and then told otherwise: L1 to L7 must find it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use concordat_protocol::{
     Key,
-    lock::{Settings, Sharing},
+    lock::{Fence, Settings, Sharing},
 };
 use concordat_store::keys;
 use concordat_tests::{
     etcd::Etcd,
     history::lock::{RELEASE, RENEWAL},
+    process::eventually,
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -67,11 +68,8 @@ async fn a_history_that_was_told_otherwise_is_found() -> Result<()> {
             grants.reverse();
         }
         for (place, grant) in grants.iter().enumerate().rev() {
-            let now = callers.now();
             callers.granted(&path, ("a".into(), place as u64), &grant.token(), grant.fence(), 0);
-            while callers.now() == now {
-                tokio::task::yield_now().await;
-            }
+            tick(&world).await;
         }
         is_found(&world, &path, "L6").await?;
 
@@ -148,10 +146,7 @@ async fn a_history_of_those_who_share_a_lock_that_was_told_otherwise_is_found() 
         }
         for grant in grants.iter().rev() {
             callers.granted(&path, (grant.token(), 0), &grant.token(), grant.fence(), 0);
-            let now = callers.now();
-            while callers.now() == now {
-                tokio::task::yield_now().await;
-            }
+            tick(&world).await;
         }
         is_found(&world, &path, "L6").await?;
     }
@@ -206,10 +201,7 @@ async fn a_thaw_of_a_leader_excuses_what_etcd_took_then_alone() -> Result<()> {
         if !excused {
             take(key).await?;
         }
-        let now = world.now();
-        while world.now() == now {
-            tokio::task::yield_now().await;
-        }
+        tick(&world).await;
         sidecar.callers.leader_thaws();
         if excused {
             take(key).await?;
@@ -222,4 +214,52 @@ async fn a_thaw_of_a_leader_excuses_what_etcd_took_then_alone() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A sidecar may grant what etcd took when a leader went on, before it learns of that. Who stands in front has been granted
+/// first all the same.
+#[tokio::test]
+async fn a_thaw_of_a_leader_changes_nobodys_turn() -> Result<()> {
+    let world = World::of_both_modes(Etcd::start().await?).await?;
+    let (first, second) = (world.sidecar("a").await?, world.sidecar("b").await?);
+    for (path, in_turn) in [("fair/in-turn", true), ("fair/out-of-turn", false)] {
+        let front = acquire(&first, path).await?;
+        let waits = second.wait(path, json!({}));
+        let (key, fence) =
+            eventually("one waits", async || last_in_line(&world, front.fence()).await).await?;
+        waits.abort();
+        first.callers.leader_thaws();
+        world.etcd.client().await?.delete(keys::encode(NAMESPACE, &key), None).await?;
+        world.changes().await?;
+        let mut told = [(front.token(), front.fence()), ("behind".into(), fence)];
+        if !in_turn {
+            told.reverse();
+        }
+        for (token, fence) in told {
+            tick(&world).await;
+            first.callers.granted(path, ("a".into(), 0), &token, fence, 0);
+        }
+        if in_turn {
+            world.judge_path(path).await?;
+        } else {
+            is_found(&world, path, "L6").await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whoever came last to a fair lock, and by what fence, if that was after this one.
+async fn last_in_line(world: &World, after: u64) -> Result<(Key, u64)> {
+    let state = world.state().await?;
+    let line = state.into_iter().filter(|(key, _)| matches!(key, Key::Waiter { .. }));
+    let fenced = line.filter_map(|(key, entry)| Some((key, Fence::new(entry.create_revision, 0, 0)?.get())));
+    fenced.max_by_key(|(_, fence)| *fence).filter(|(_, fence)| *fence > after).context("nobody came")
+}
+
+/// Until the next millisecond of what is recorded.
+async fn tick(world: &World) {
+    let now = world.now();
+    while world.now() == now {
+        tokio::task::yield_now().await;
+    }
 }

@@ -84,7 +84,7 @@ impl OfPath {
     }
 
     /// What callers were granted, with what etcd knows of it: under whose session each grant was put and when its key was
-    /// gone, `of` knows. What etcd took while a leader was `thawing` is relied on until then.
+    /// gone, `of` knows. What etcd took while a leader was `thawing` is relied on until then; told later, never.
     pub(super) fn granted<'a>(
         &self,
         facts: &Facts<'_>,
@@ -98,9 +98,8 @@ impl OfPath {
             let taken = [gone.flatten(), ended].into_iter().flatten().min();
             if let Some(taken) = taken.filter(|at| thawing(*at)) {
                 grant.to = grant.to.min(taken);
-                grant.from = grant.from.min(taken);
             }
-            grant.session_alive = ended.is_none_or(|ended| ended >= grant.from);
+            grant.session_alive = ended.is_none_or(|ended| ended >= grant.from.min(grant.to));
             grant.definition_in_force = facts.in_force(put_at(grant.fence));
             grant
         };
