@@ -151,7 +151,7 @@ async fn leaves(installation: &Installation<'_>, bank: &Bank) -> Result<()> {
     installation.test().await
 }
 
-/// What is to be done by hand for an authority with another key.
+/// What is to be done by hand for an authority with another key. cert-manager leaves what is of a former one as it is.
 async fn another_key(installation: &Installation<'_>) -> Result<()> {
     let before = texts(installation, SYSTEM, "concordat-ca").await?;
     installation.kubectl(&["delete", "secret", "concordat-ca"]).await?;
