@@ -1,9 +1,11 @@
 //! What deleted objects leave in etcd.
 
-use concordat_protocol::{Key, Plan};
-use kube::api::ObjectMeta;
+use concordat_protocol::{Key, Plan, Range};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client, api::ObjectMeta};
 
 use crate::{
+    controller,
     etcd::{Error, Term},
     kind::Kind,
 };
@@ -40,9 +42,39 @@ pub async fn pass<K: Kind>(term: &Term, object: &ObjectMeta) -> Result<Option<St
     }
     let later = keys.len().saturating_sub(PASS);
     keys.truncate(PASS);
+    delete(term, namespace, &keys).await?;
+    Ok((later > 0).then(|| format!("{later} keys are left to remove")))
+}
+
+/// The same for an object of a cluster, whose namespace may be deleted with it: what then is awaited of sidecars, and no
+/// sidecar is there any more, nobody will ever end. It is given up, which the log tells, or the namespace could not go.
+pub(crate) async fn pass_in<K: Kind>(
+    client: &Client,
+    term: &Term,
+    object: &ObjectMeta,
+) -> Result<Option<String>, controller::Error> {
+    let awaited = pass::<K>(term, object).await?;
+    let namespace = object.namespace.as_deref().unwrap_or_default();
+    if awaited.is_none() || !is_forsaken(client, term, namespace).await? {
+        return Ok(awaited);
+    }
+    let name = object.name.as_deref().unwrap_or_default().into();
+    let given_up = K::give_up(term, namespace, &name).await?;
+    delete(term, namespace, &given_up).await?;
+    Ok(pass::<K>(term, object).await?)
+}
+
+/// Whether a namespace is deleted, so that no pod can start in it, and the last of its sidecars is gone.
+async fn is_forsaken(client: &Client, term: &Term, namespace: &str) -> Result<bool, controller::Error> {
+    let found = Api::<Namespace>::all(client.clone()).get_metadata_opt(namespace).await?;
+    let stays = found.is_some_and(|found| found.metadata.deletion_timestamp.is_none());
+    Ok(!stays && term.admin().list_keys(namespace, Range::Sessions).await?.0.is_empty())
+}
+
+async fn delete(term: &Term, namespace: &str, keys: &[Key]) -> Result<(), Error> {
     for keys in keys.chunks(PLAN) {
         let plan = keys.iter().cloned().fold(Plan::new(), Plan::delete);
         term.write(namespace, plan).await?;
     }
-    Ok((later > 0).then(|| format!("{later} keys are left to remove")))
+    Ok(())
 }

@@ -164,6 +164,9 @@ fn pass_boxed<K: Kind>(
 ) -> BoxFuture<'static, Result<Action, Error>> {
     Box::pin(async move {
         let started = Instant::now();
+        if let Some(wait) = context.early(&object, started) {
+            return Ok(Action::requeue(wait));
+        }
         let result = pass(&object, &context).await;
         context.shared.metrics.passed(K::NAME, result.is_ok(), started.elapsed());
         if result.is_ok() {
@@ -197,17 +200,6 @@ async fn pass<K: Kind>(guarded: &Guarded<K>, context: &Context<K>) -> Result<Act
         Ok(object) => object,
         Err(invalid) => return unreadable(meta, &invalid.error, context).await,
     };
-    let now = Instant::now();
-    let early = context.knows(meta, |known| match known.looked {
-        Some((at, generation)) if generation == meta.generation && at + PACE > now => Some(at + PACE - now),
-        _ => {
-            known.looked = Some((now, meta.generation));
-            None
-        }
-    });
-    if let Some(wait) = early {
-        return Ok(Action::requeue(wait));
-    }
     if !has_finalizer(meta) {
         let finalizers = meta.finalizers.iter().flatten().cloned().chain([FINALIZER.into()]).collect();
         context.set_finalizers(meta, finalizers).await?;
@@ -250,7 +242,7 @@ async fn enforce<K: Kind>(object: &K::Object, context: &Context<K>) -> Result<(S
         // An object of this name was removed without its finalizer: what it left goes first.
         let left = term.definition(&namespace, K::KIND, &name).await?.map(|(_, definition)| definition.uid);
         let former = ObjectMeta { uid: left, ..object.meta().clone() };
-        let awaited = cleanup::pass::<K>(term, &former).await?;
+        let awaited = cleanup::pass_in::<K>(&context.shared.client, term, &former).await?;
         let what = awaited.unwrap_or_else(|| "it is removed".into());
         let standing = Standing::Deleting(format!("an earlier object of this name left state: {what}"));
         return Ok((standing, K::look(term.admin(), &namespace, object).await?));
@@ -282,7 +274,8 @@ async fn collect<K: Kind>(
     object: Option<&K::Object>,
     context: &Context<K>,
 ) -> Result<Action, Error> {
-    let Some(awaited) = cleanup::pass::<K>(&context.shared.term, meta).await? else {
+    let Shared { client, term, .. } = &context.shared;
+    let Some(awaited) = cleanup::pass_in::<K>(client, term, meta).await? else {
         let others = meta.finalizers.iter().flatten().filter(|name| *name != FINALIZER).cloned().collect();
         context.set_finalizers(meta, others).await?;
         context.known.lock().remove(meta.uid.as_deref().unwrap_or_default());
@@ -305,6 +298,24 @@ fn has_finalizer(meta: &ObjectMeta) -> bool {
 impl<K: Kind> Context<K> {
     fn knows<T>(&self, meta: &ObjectMeta, with: impl FnOnce(&mut Known<K>) -> T) -> T {
         with(self.known.lock().entry(meta.uid.clone().unwrap_or_default()).or_default())
+    }
+
+    /// How long an object that stays as it is must still wait for its next pass; if it need not, this is that pass. One
+    /// that waits has neither succeeded nor failed.
+    fn early(&self, object: &Guarded<K>, now: Instant) -> Option<Duration> {
+        let meta = object.meta();
+        if meta.deletion_timestamp.is_some() || object.0.is_err() {
+            return None;
+        }
+        self.knows(meta, |known| match known.looked {
+            Some((at, generation)) if generation == meta.generation && at + PACE > now => {
+                Some(at + PACE - now)
+            }
+            _ => {
+                known.looked = Some((now, meta.generation));
+                None
+            }
+        })
     }
 
     fn api(&self, meta: &ObjectMeta) -> Api<K::Object> {

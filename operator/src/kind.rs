@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, future::Future, time::Duration};
 
-use concordat_protocol::{Name, Now, Plan, Range, Settings};
+use concordat_protocol::{Key, Name, Now, Plan, Range, Settings};
 use concordat_store::{Admin, CommitError};
 use jiff::Timestamp;
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
@@ -95,6 +95,16 @@ pub trait Kind: Sized + Send + Sync + 'static {
         name: &Name,
         uid: &str,
     ) -> impl Future<Output = Result<Option<String>, etcd::Error>> + Send;
+
+    /// The keys of what [`awaited`](Self::awaited) names, to be deleted in this order: it is told of here and never
+    /// ends, as nobody is left to end it.
+    fn give_up(
+        _: &etcd::Term,
+        _namespace: &str,
+        _: &Name,
+    ) -> impl Future<Output = Result<Vec<Key>, etcd::Error>> + Send {
+        async { Ok(Vec::new()) }
+    }
 
     /// What is left then.
     fn left(name: &Name, uid: &str) -> Vec<Range>;

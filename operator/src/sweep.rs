@@ -46,13 +46,14 @@ async fn pass(shared: &Shared, leaving: &mut Vec<Defined>) -> Result<(), Error> 
     leaving.extend(gone::<Locks>(shared, &defined).await?);
     leaving.extend(gone::<Queues>(shared, &defined).await?);
     leaving.extend(gone::<Transactions>(shared, &defined).await?);
+    let Shared { client, term, .. } = shared;
     for place in (0..leaving.len()).rev() {
         let (kind, object) = &leaving[place];
         let awaited = match kind {
-            concordat_protocol::Kind::Lock => cleanup::pass::<Locks>(&shared.term, object).await?,
-            concordat_protocol::Kind::Queue => cleanup::pass::<Queues>(&shared.term, object).await?,
+            concordat_protocol::Kind::Lock => cleanup::pass_in::<Locks>(client, term, object).await?,
+            concordat_protocol::Kind::Queue => cleanup::pass_in::<Queues>(client, term, object).await?,
             concordat_protocol::Kind::Transaction => {
-                cleanup::pass::<Transactions>(&shared.term, object).await?
+                cleanup::pass_in::<Transactions>(client, term, object).await?
             }
         };
         tracing::info!(

@@ -131,6 +131,22 @@ impl Kind for Transactions {
         Ok(awaited.text())
     }
 
+    async fn give_up(term: &Term, namespace: &str, name: &Name) -> Result<Vec<Key>, etcd::Error> {
+        let transactions = entries(term.admin(), namespace, vec![Range::Transactions]).await?;
+        let given_up = end::GivenUp::of(name, &transactions);
+        for transaction in &given_up.transactions {
+            tracing::warn!(
+                namespace,
+                name = %name,
+                %transaction,
+                "given up: its namespace is deleted, and no sidecar is left in it to end the transaction"
+            );
+        }
+        // What was on its way for it goes first: as long as the record is there, the rest is found again.
+        let (keys, _) = term.admin().list_keys(namespace, Range::All).await?;
+        Ok(given_up.keys(keys.into_iter().map(|(key, ..)| key)))
+    }
+
     fn left(name: &Name, uid: &str) -> Vec<Range> {
         vec![Key::Done(once_id(uid)).into(), Range::Stats(Self::KIND, name.clone())]
     }

@@ -1,6 +1,11 @@
 //! The transactions of an object that is deleted.
 
-use concordat_protocol::{Entry, Key, Name, Plan, Record, transaction::Stage};
+use std::collections::BTreeSet;
+
+use concordat_protocol::{
+    Entry, Key, Name, Plan, Record, TransactionId,
+    transaction::{BranchRecord, Stage},
+};
 
 /// How many ids are named.
 const NAMED: usize = 5;
@@ -58,6 +63,45 @@ pub(super) fn withdraw(name: &Name, entry: &Entry) -> Option<Plan> {
         transaction.coordinator.is_none() && transaction.former.is_empty() && transaction.decision.is_none();
     (transaction.name == *name && untouched)
         .then(|| Plan::new().unchanged(entry.key.clone(), entry.mod_revision).delete(entry.key.clone()))
+}
+
+/// Transactions that nobody can end any more.
+#[derive(Debug)]
+pub(super) struct GivenUp<'a> {
+    ids: BTreeSet<&'a TransactionId>,
+    /// Each in words, for whoever must know what its participants have done: `7f (Commit: debit Applied, credit Stuck)`.
+    pub(super) transactions: Vec<String>,
+}
+
+impl<'a> GivenUp<'a> {
+    /// Those of an object.
+    pub(super) fn of(name: &Name, entries: &'a [Entry]) -> Self {
+        let mut given_up = Self { ids: BTreeSet::new(), transactions: Vec::new() };
+        for entry in entries {
+            let (Key::Transaction(id), Record::Transaction(transaction)) = (&entry.key, &entry.record) else {
+                continue;
+            };
+            if transaction.name != *name {
+                continue;
+            }
+            let decision =
+                transaction.decision.map_or_else(|| "undecided".into(), |decision| format!("{decision:?}"));
+            let branch = |branch: &BranchRecord| format!("{} {:?}", branch.participant.name, branch.stage);
+            let branches: Vec<_> = transaction.branches.iter().map(branch).collect();
+            given_up.ids.insert(id);
+            given_up.transactions.push(format!("{id} ({decision}: {})", branches.join(", ")));
+        }
+        given_up
+    }
+
+    /// Of all keys of the namespace those of them: operations and answers, then the transactions.
+    pub(super) fn keys(&self, all: impl Iterator<Item = Key>) -> Vec<Key> {
+        let messages = all.filter(|key| match key {
+            Key::Work { transaction, .. } | Key::Answer { transaction, .. } => self.ids.contains(transaction),
+            _ => false,
+        });
+        messages.chain(self.ids.iter().map(|id| Key::Transaction((*id).clone()))).collect()
+    }
 }
 
 #[cfg(test)]
@@ -140,5 +184,24 @@ mod tests {
         for other in [owned("pay", None, Stage::Preparing), transaction("other"), orphaned] {
             assert_eq!(withdraw(&name, &entry("1", other)), None);
         }
+    }
+    #[test]
+    fn what_is_given_up_goes_with_all_that_was_on_its_way_for_it() {
+        let work = |id: &str| Key::Work {
+            app: "accounts".into(),
+            session: None,
+            transaction: id.into(),
+            branch: "debit".into(),
+        };
+        let entries = [
+            entry("1", owned("pay", None, Stage::Preparing)),
+            entry("2", owned("other", None, Stage::Preparing)),
+            entry("3", owned("pay", Some(Decision::Commit), Stage::Stuck)),
+        ];
+        let given_up = GivenUp::of(&"pay".into(), &entries);
+        assert_eq!(given_up.transactions, ["1 (undecided: debit Preparing)", "3 (Commit: debit Stuck)"]);
+        let all = [work("1"), work("2"), Key::Transaction("1".into()), Key::Done("4".into())];
+        let keys = given_up.keys(all.into_iter());
+        assert_eq!(keys, [work("1"), Key::Transaction("1".into()), Key::Transaction("3".into())]);
     }
 }

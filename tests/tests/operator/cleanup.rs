@@ -6,17 +6,18 @@ use concordat_protocol::{
     Key, Kind, Range,
     lock::{self, Holder, Shadow, Share},
     queue::{Message, Segment, SegmentId},
-    session::Stat,
-    transaction::{Decision, Stage, Transaction, once_id, plans},
+    session::{Session, Stat},
+    transaction::{Decision, Operation, Stage, Transaction, Work, once_id, plans},
 };
 use concordat_tests::process::eventually;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
-    ResourceExt,
-    api::{Patch, PatchParams},
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
-use crate::world::{World, condition, holds};
+use crate::world::{Operator, World, condition, holds};
 
 fn two_phase() -> Value {
     json!({ "protocol": "TwoPhaseCommit", "participants": [{ "name": "debit", "app": "accounts" }] })
@@ -161,6 +162,76 @@ async fn a_deleted_transaction_waits_for_what_is_undecided_and_tells_what_is_stu
     assert!(world.state().await.contains_key(&stuck), "what is stuck was dropped");
     world.remove(&stuck).await;
     world.gone::<DistributedTransaction>("pay").await;
+}
+
+/// No pod can start in a namespace that is deleted. Once the last of its sidecars is gone nobody will ever end what is
+/// under way there, and the namespace must not wait for it.
+#[tokio::test]
+async fn a_deleted_namespace_waits_for_transactions_no_longer_than_for_its_sidecars() {
+    let world =
+        World::start("a_deleted_namespace_waits_for_transactions_no_longer_than_for_its_sidecars").await;
+    let operator = world.operator("operator").await;
+    world.create::<DistributedTransaction>("pay", two_phase()).await;
+    let object: DistributedTransaction = world.stands("pay", "True", "Accepted").await;
+    let definition = world.defined(Kind::Transaction, "pay", |_| true).await;
+    let settings = concordat_operator::transaction::compile(&object).unwrap();
+    let now = concordat_protocol::Now::default();
+    let begun = plans::new("pay".into(), &settings, definition.create_revision, "{}".into(), now);
+    let prepared = Transaction { coordinator: Some(("accounts".into(), "s".into())), ..begun };
+    let other = Transaction { name: "other".into(), ..prepared.clone() };
+    let operation = || Work {
+        operation: Operation::Prepare,
+        participant: prepared.branches[0].participant.clone(),
+        input: None,
+        coordinator: ("accounts".into(), "s".into()),
+        transaction: 0,
+        attempts: 0,
+        last_error: String::new(),
+        traceparent: String::new(),
+    };
+    let work = |id: &str| Key::Work {
+        app: "accounts".into(),
+        session: None,
+        transaction: id.into(),
+        branch: "debit".into(),
+    };
+    let record = |id: &str| Key::Transaction(id.into());
+    for (id, transaction) in [("one", &prepared), ("two", &other)] {
+        world.put(&record(id), transaction.clone(), None).await;
+        world.put(&work(id), operation(), None).await;
+    }
+    let session = Key::Session("s".into());
+    world
+        .put(&session, Session { pod: "accounts-0".into(), app: "accounts".into(), accepts: true }, None)
+        .await;
+
+    let namespaces = Api::<Namespace>::all(world.client.clone());
+    world.delete::<DistributedTransaction>("pay").await;
+    world.stands::<DistributedTransaction>("pay", "False", "Deleting").await;
+    namespaces.delete(&world.namespace, &DeleteParams::default()).await.unwrap();
+    // It has looked since.
+    let before = passes(&operator).await;
+    eventually("two passes more", async || {
+        ensure!(passes(&operator).await > before + 1);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(world.state().await.contains_key(&record("one")), "it was dropped, and a sidecar is there");
+
+    world.remove(&session).await;
+    world.gone::<DistributedTransaction>("pay").await;
+    let state = world.state().await;
+    assert!(!state.contains_key(&record("one")) && !state.contains_key(&work("one")), "{state:?}");
+    assert!(state.contains_key(&record("two")) && state.contains_key(&work("two")), "another's was dropped");
+    let log = operator.process.log();
+    assert!(log.contains("one (undecided: debit Preparing)"), "{log}");
+}
+
+async fn passes(operator: &Operator) -> u64 {
+    let metrics = operator.metrics().await.unwrap();
+    let counter = r#"concordat_operator_reconciles_total{kind="transaction",result="ok"} "#;
+    metrics.lines().find_map(|line| line.strip_prefix(counter)).map_or(0, |count| count.parse().unwrap())
 }
 
 #[tokio::test]
