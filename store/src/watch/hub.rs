@@ -318,10 +318,11 @@ impl Hub {
             return;
         }
         let silent = response.events.is_empty();
+        let last =
+            response.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision).max();
         for event in response.events {
             let deleted = event.r#type == EventType::Delete as i32;
             let Some(kv) = event.kv else { continue };
-            *next = (*next).max(kv.mod_revision + 1);
             let namespace = &watched.scope.namespace;
             if deleted {
                 let revision = kv.mod_revision;
@@ -330,9 +331,11 @@ impl Hub {
                 part.extend(wire::item(namespace, kv).map(wire::entry).map(WatchEvent::Put));
             }
         }
+        // Until the last piece has come nothing was told, and all of it is to come again on another stream.
         if response.fragment {
             return;
         }
+        *next = (*next).max(last.unwrap_or_default() + 1);
         if silent && part.is_empty() {
             *next = (*next).max(revision + 1);
             part.push(WatchEvent::Progress(revision));

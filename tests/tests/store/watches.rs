@@ -111,6 +111,20 @@ async fn what_was_compacted_before_it_was_told_comes_as_a_snapshot() {
 
 #[tokio::test]
 async fn a_revision_is_never_torn() {
+    large_revisions_are_told_whole(None).await;
+}
+
+/// What comes in pieces is told again from its beginning when the connection is lost between them.
+#[tokio::test]
+async fn a_revision_is_never_torn_by_a_lost_connection() {
+    // Frames have 16 KiB: the second piece has begun, and then the last.
+    for frame in [110, 150, 210] {
+        large_revisions_are_told_whole(Some(frame)).await;
+    }
+}
+
+/// Five revisions of 800 KB come together, and their connection is lost at a frame, if at any.
+async fn large_revisions_are_told_whole(lost: Option<u64>) {
     const KEYS: usize = 40;
     let etcd = Etcd::start().await.unwrap();
     let writer = connect(etcd.endpoint(0)).await;
@@ -133,6 +147,9 @@ async fn a_revision_is_never_torn() {
             plan.writes.extend(large(&number.to_string()).writes);
         }
         last = writer.commit(plan).await.unwrap().revision;
+    }
+    if let Some(frame) = lost {
+        proxy.drop_reply(frame);
     }
     proxy.heal();
     let mut told = BTreeMap::<i64, usize>::new();
