@@ -51,12 +51,7 @@ pub(crate) fn duration(
 
 /// A DNS label (RFC 1123): 1 to 63 lower-case letters, digits and `-`, which neither begins nor ends it.
 pub(crate) fn dns_label(field: &str, text: &str) -> Result<(), Invalid> {
-    let valid = text.len() <= 63
-        && !text.is_empty()
-        && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-        && !text.starts_with('-')
-        && !text.ends_with('-');
-    valid.then_some(()).ok_or_else(|| {
+    (text.len() <= 63 && is_label(text)).then_some(()).ok_or_else(|| {
         Invalid::new(
             field,
             format!(
@@ -67,12 +62,27 @@ pub(crate) fn dns_label(field: &str, text: &str) -> Result<(), Invalid> {
     })
 }
 
-/// The name of an object: DNS labels with dots between them, at most 253 characters.
+/// The name of an object as Kubernetes takes it: at most 253 characters, labels of any length with dots between them.
 pub fn object_name(field: &str, name: &str) -> Result<(), Invalid> {
     if name.len() > 253 {
         return Err(Invalid::new(field, format!("must have at most 253 characters, not {}", name.len())));
     }
-    name.split('.').try_for_each(|label| dns_label(field, label))
+    name.split('.').all(is_label).then_some(()).ok_or_else(|| {
+        Invalid::new(
+            field,
+            format!(
+                "must be an object's name: lower-case letters, digits, '-' and '.', each part between dots beginning \
+                 and ending with a letter or digit; not {name:?}"
+            ),
+        )
+    })
+}
+
+fn is_label(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 /// Something that is there once.

@@ -20,8 +20,8 @@ use crate::{
     version,
 };
 
-/// The oldest Kubernetes whose init containers may stay (KEP 753, on by default since 1.29).
-const OLDEST: u32 = 29;
+/// The oldest Kubernetes that the chart takes: init containers that stay are stable in it (KEP 753).
+const OLDEST: u32 = 33;
 
 /// Whether the API server answers.
 pub(super) async fn cluster(cluster: &Cluster) -> Finding {
@@ -38,7 +38,7 @@ pub(super) async fn cluster(cluster: &Cluster) -> Finding {
     let found = format!("Kubernetes {} at {}", info.git_version, cluster.server);
     let minor = info.minor.trim_end_matches('+').parse::<u32>();
     if info.major == "1" && minor.is_ok_and(|minor| minor < OLDEST) {
-        let advice = format!("upgrade to 1.{OLDEST} or later: older ones have no native sidecars");
+        let advice = format!("upgrade to 1.{OLDEST} or later: the chart takes no older one");
         return Finding::failed("cluster", found, advice);
     }
     Finding::ok("cluster", found)

@@ -64,12 +64,14 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* Labels of a pod: none that a new version of the chart alone would change, which would restart it. Takes a list of the
-root, the component and labels besides. */}}
+{{/* Labels of a pod: none that a new version of the chart alone would change, which would restart it. The webhook must not
+keep the pods away on which it depends, in whichever namespace they are. Takes a list of the root, the component and labels
+besides. */}}
 {{- define "concordat.podLabels" -}}
 {{- $root := index . 0 -}}
 {{ include "concordat.selector" . }}
 app.kubernetes.io/part-of: concordat
+concordat.dev/inject: disabled
 {{- with merge (deepCopy (index . 2)) $root.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
@@ -127,6 +129,18 @@ app.kubernetes.io/part-of: concordat
 {{- fail "etcd.external.endpoints are https://: set etcd.external.secretName" -}}
 {{- else if and (eq (int $secure) 0) .Values.etcd.external.secretName -}}
 {{- fail "etcd.external.secretName is of no use with http://: write https:// in etcd.external.endpoints" -}}
+{{- end -}}
+{{- else -}}
+{{- $replicas := int .Values.etcd.replicas -}}
+{{- if and (gt $replicas 1) (not .Values.etcd.persistence.enabled) -}}
+{{- fail "etcd.replicas is more than 1: a member that comes back without what it knew is not let in again; leave etcd.persistence.enabled" -}}
+{{- end -}}
+{{- /* New members would be a cluster of their own beside the old one. 0 is an etcd that is stopped, to be restored. */ -}}
+{{- with lookup "apps/v1" "StatefulSet" .Release.Namespace (printf "%s-etcd" (include "concordat.fullname" .)) -}}
+{{- $there := int .spec.replicas -}}
+{{- if and $there (ne $there $replicas) -}}
+{{- fail (printf "etcd.replicas cannot be changed from %d to %d: leave it, or install anew" $there $replicas) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -161,7 +161,7 @@ mod tests {
             ),
             (
                 json!({ "mode": "CompareAndSwap", "daprStore": "A" }),
-                "spec.daprStore must be a DNS label of at most 63 characters: lower-case letters, digits and '-', \
+                "spec.daprStore must be an object's name: lower-case letters, digits, '-' and '.', each part between dots \
                  beginning and ending with a letter or digit; not \"A\"",
             ),
             (

@@ -174,6 +174,14 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_letter_queue_has_any_name_that_a_queue_may_have() {
+        let name = format!("{}.graves", "a".repeat(70));
+        let settings =
+            compile(&queue(json!({ "mode": "WorkQueue", "deadLetter": { "queue": name } }))).unwrap();
+        assert_eq!(settings.dead_letter_queue, Some(name.as_str().into()));
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_what_to_change() {
         let long = "a.".repeat(127);
         for (spec, refusal) in [
@@ -203,8 +211,8 @@ mod tests {
             ),
             (
                 json!({ "mode": "WorkQueue", "deadLetter": { "queue": "a/b" } }),
-                "spec.deadLetter.queue must be a DNS label of at most 63 characters: lower-case letters, digits and \
-                 '-', beginning and ending with a letter or digit; not \"a/b\"",
+                "spec.deadLetter.queue must be an object's name: lower-case letters, digits, '-' and '.', each part \
+                 between dots beginning and ending with a letter or digit; not \"a/b\"",
             ),
             (
                 json!({ "mode": "WorkQueue", "partitions": 65 }),

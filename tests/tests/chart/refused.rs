@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::world::{chart, file, refusal};
 
 /// Values that a wrong hand wrote, and what helm says of them.
-const WRONG: [(&str, &str); 42] = [
+const WRONG: [(&str, &str); 44] = [
     ("--set=surprise=1", "additional properties 'surprise' not allowed"),
     ("--set=operator.replica=1", "at '/operator': additional properties 'replica' not allowed"),
     ("--set=operator.replicas=0", "at '/operator/replicas': minimum: got 0, want 1"),
@@ -14,6 +14,7 @@ const WRONG: [(&str, &str); 42] = [
     ("--set=operator.image.tag=a b", "at '/operator/image/tag'"),
     ("--set=operator.image.digest=sha256:12", "at '/operator/image/digest'"),
     ("--set=operator.image.pullPolicy=Sometimes", "at '/operator/image/pullPolicy'"),
+    ("--set=operator.terminationGracePeriodSeconds=5", "at '/operator/terminationGracePeriodSeconds'"),
     ("--set=operator.leaseDuration=15", "at '/operator/leaseDuration'"),
     ("--set=operator.logFormat=xml", "at '/operator/logFormat'"),
     ("--set=operator.resources.request.cpu=1", "at '/operator/resources'"),
@@ -46,6 +47,7 @@ const WRONG: [(&str, &str); 42] = [
     ("--set=networkPolicy.sidecar.egress={}", "at '/networkPolicy'"),
     ("--set=monitoring.serviceMonitors.enabled=true", "at '/monitoring'"),
     ("--set=tests.namespace=", "at '/tests/namespace'"),
+    ("--set=etcd.replicas=3,etcd.persistence.enabled=false", "leave etcd.persistence.enabled"),
     ("--set=etcd.mode=external", "set etcd.external.endpoints"),
     ("--set=etcd.mode=external,etcd.external.endpoints={https://a:1}", "set etcd.external.secretName"),
 ];

@@ -67,20 +67,13 @@ fn every_name_is_the_release_s_own() {
 #[test]
 fn no_other_pod_depends_on_the_webhook() {
     let all = objects(NAMESPACE, &[]);
-    let configuration = find(&all, "MutatingWebhookConfiguration concordat-injector");
-    let webhooks = configuration["webhooks"].as_array().unwrap();
-    let matching = |namespace: &Value, pod: &Value| {
-        let both = |webhook: &&Value| {
-            selects(&webhook["namespaceSelector"], namespace) && selects(&webhook["objectSelector"], pod)
-        };
-        webhooks.iter().filter(both).count()
-    };
     let labels = [
         json!({}),
         json!({ "concordat.dev/inject": "enabled" }),
         json!({ "concordat.dev/inject": "disabled" }),
+        json!({ "concordat.dev/inject": "true" }),
     ];
-    let [no, yes, not] = &labels;
+    let [no, yes, not, typo] = &labels;
     for (namespace, pod, asked) in [
         (no, no, 0),
         (no, yes, 1),
@@ -91,16 +84,51 @@ fn no_other_pod_depends_on_the_webhook() {
         (not, no, 0),
         (not, yes, 1),
         (not, not, 0),
+        (no, typo, 1),
+        (yes, typo, 1),
+        (not, typo, 1),
     ] {
-        assert_eq!(matching(&of(namespace, "shop"), pod), asked, "{namespace} {pod}");
+        assert_eq!(asked_of(&all, &of(namespace, "shop"), pod), asked, "{namespace} {pod}");
         for excluded in ["kube-system", NAMESPACE] {
-            assert_eq!(matching(&of(namespace, excluded), pod), 0, "{excluded} {namespace} {pod}");
+            assert_eq!(asked_of(&all, &of(namespace, excluded), pod), 0, "{excluded} {namespace} {pod}");
         }
     }
-    for webhook in webhooks {
+    for webhook in webhooks(&all) {
         assert_eq!(webhook["failurePolicy"], "Fail");
         assert_eq!(webhook["clientConfig"]["caBundle"], Value::Null, "an upgrade would blank it");
     }
+}
+
+/// Also where it looks after the namespace that it is in, and that namespace asks for sidecars.
+#[test]
+fn none_of_its_own_pods_depends_on_the_webhook() {
+    let all = objects(NAMESPACE, &[&format!("--set=operator.namespace={NAMESPACE}")]);
+    let namespace = of(&json!({ "concordat.dev/inject": "enabled" }), NAMESPACE);
+    assert_eq!(asked_of(&all, &namespace, &json!({})), 1);
+    let pods: Vec<&Value> = all
+        .iter()
+        .filter_map(|object| match object["kind"].as_str().unwrap() {
+            "Pod" => Some(&object["metadata"]["labels"]),
+            "Deployment" | "StatefulSet" | "Job" => Some(&object["spec"]["template"]["metadata"]["labels"]),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(pods.len(), 4, "operator, etcd, uninstall and test");
+    for pod in pods {
+        assert_eq!(asked_of(&all, &namespace, pod), 0, "{pod}");
+    }
+}
+
+fn webhooks(objects: &[Value]) -> &[Value] {
+    find(objects, "MutatingWebhookConfiguration concordat-injector")["webhooks"].as_array().unwrap()
+}
+
+/// How many times it is asked about a pod.
+fn asked_of(objects: &[Value], namespace: &Value, pod: &Value) -> usize {
+    let both = |webhook: &&Value| {
+        selects(&webhook["namespaceSelector"], namespace) && selects(&webhook["objectSelector"], pod)
+    };
+    webhooks(objects).iter().filter(both).count()
 }
 
 /// A namespace's labels, with the one that the API server adds.
@@ -113,10 +141,12 @@ fn of(labels: &Value, name: &str) -> Value {
 /// As the API server matches labels.
 fn selects(selector: &Value, labels: &Value) -> bool {
     selector["matchExpressions"].as_array().unwrap().iter().all(|expression| {
-        let values = expression["values"].as_array().unwrap();
-        let among =
-            labels.get(expression["key"].as_str().unwrap()).is_some_and(|label| values.contains(label));
+        let label = labels.get(expression["key"].as_str().unwrap());
+        let among = label.is_some_and(|label| {
+            expression["values"].as_array().is_some_and(|values| values.contains(label))
+        });
         match expression["operator"].as_str().unwrap() {
+            "Exists" => label.is_some(),
             "In" => among,
             "NotIn" => !among,
             other => panic!("{other}"),

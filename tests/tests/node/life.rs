@@ -43,6 +43,10 @@ pub(crate) async fn rolls(installation: &Installation<'_>, bank: &Rc<Bank>, made
     traffic.goes_on(1).await?;
     installation.upgrade(&["operator.log=debug", "etcd.log=info"]).await?;
     traffic.goes_on(1).await?;
+    // Members that come later would be another cluster.
+    let more = installation.upgrade(&["etcd.replicas=3"]).await.err().context("etcd has more members now")?;
+    ensure!(format!("{more:#}").contains("cannot be changed from 1 to 3"), "{more:#}");
+    traffic.goes_on(1).await?;
     held.let_go(bank).await?;
     traffic.holds(made).await
 }
@@ -76,6 +80,9 @@ pub(crate) async fn no_operator(
     // That they answer comes to be known by the node's proxy in its own time.
     eventually("the webhook answers", async || bank.namespace.apply(pod("asks", &json!({}))).await).await?;
     bank.namespace.ready("asks").await?;
+    let typo = plain.apply(pod("typo", &json!({"concordat.dev/inject": "true"}))).await;
+    let refusal = typo.err().context("a pod came in whose label nobody understands")?;
+    ensure!(format!("{refusal:#}").contains("write enabled or disabled"), "{refusal:#}");
     held.let_go(bank).await
 }
 
