@@ -49,8 +49,12 @@ pub struct Restored {
 impl std::error::Error for Restored {}
 
 impl Restored {
-    /// The command that raises the epoch.
+    /// The command that raises the epoch. An etcd that asks for certificates is a cluster's: its addresses lead nowhere from
+    /// where a person is, and the command finds it by the kubeconfig.
     pub fn command(&self) -> String {
+        if self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
+            return format!("kubectl concordat epoch raise --namespace {}", self.namespace);
+        }
         format!("concordat epoch raise --etcd {} --namespace {}", self.endpoints.join(","), self.namespace)
     }
 }
@@ -88,4 +92,22 @@ pub enum CommitError {
     /// The session it belongs to is over; it was not applied and never will be.
     #[error("not applied: the session has ended")]
     SessionEnded,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_works_from_where_a_person_is() {
+        let of = |endpoint: &str| Restored {
+            why: "etcd had revision 3 and is at 2".into(),
+            endpoints: vec![endpoint.into()],
+            namespace: "shop".into(),
+        };
+        let here = "concordat epoch raise --etcd http://127.0.0.1:2379 --namespace shop";
+        assert_eq!(of("http://127.0.0.1:2379").command(), here);
+        let there = "https://concordat-etcd-0.concordat-etcd.concordat-system.svc:2379";
+        assert_eq!(of(there).command(), "kubectl concordat epoch raise --namespace shop");
+    }
 }
