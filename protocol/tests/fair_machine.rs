@@ -397,8 +397,8 @@ fn what_nobody_renews_is_lost_and_its_shadow_stays() {
     run.acquire(request(2, 60_000), 9_002);
     let shadow = Entry { key: shadow_key("s", 1), ..shadow(1, 11) };
     assert_eq!(granted(&run.lands_behind(&[shadow], 9_002)), []);
-    assert_eq!(run.machine.wake_at(), Some(9_002 + DELAY));
-    let over = run.tell(tick(), 9_002 + DELAY);
+    assert_eq!(run.machine.wake_at(), Some(9_000 + DELAY));
+    let over = run.tell(tick(), 9_000 + DELAY);
     assert!(is_granted(&over, 2));
     assert!(run.deletes.unwrap().writes.contains(&Write::Delete(Range::One(shadow_key("s", 1)))));
 }
@@ -467,6 +467,27 @@ fn a_lock_delay_follows_a_loss_and_no_release() {
     run.lands_behind(&line[..2], 0);
     run.tell(gone(shadow_key("other", 1), 13), 1_000);
     assert!(is_granted(&run.tell(gone(key("other", 1), 13), 1_000), 1), "let go");
+}
+
+/// Somebody who asks now and then would never come to the end of a delay that begins anew each time.
+#[test]
+fn who_asks_now_and_then_comes_to_the_end_of_the_lock_delay() {
+    let shadows = [shadow(1, 3), shadow(2, 4)];
+    let mut run = Run::new();
+    // The second one is lost later; the first delay, once over, is not begun anew for that.
+    for (caller, now, lost) in [(1, 100, 1), (2, 1_100, 2), (3, DELAY + 99, 2), (4, DELAY + 1_099, 2)] {
+        run.acquire(request(caller, 0), now);
+        let refused = run.lands_behind(&shadows[..lost], now);
+        assert!(matches!(reply(&refused, caller), Some(Err(Rejected::Held(_)))), "{refused:?}");
+        run.frees(now);
+        assert!(run.machine.is_idle());
+    }
+    run.acquire(request(5, 0), DELAY + 1_100);
+    assert!(is_granted(&run.lands_behind(&shadows, DELAY + 1_100), 5), "it is over");
+    let deletes = run.deletes.unwrap().writes;
+    for number in [1, 2] {
+        assert!(deletes.contains(&Write::Delete(Range::One(shadow_key("other", number)))));
+    }
 }
 
 #[test]

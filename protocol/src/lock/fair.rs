@@ -346,7 +346,7 @@ impl Fair {
     fn rest(&mut self) {
         self.watched &= self.watches();
         if self.is_idle() {
-            self.line = Line::default();
+            self.line.forget();
             self.gone.clear();
             self.beliefs.clear();
         }

@@ -59,6 +59,8 @@ pub struct Line {
     lost: BTreeMap<Spot, Millis>,
     /// Those whose shadow keeps nobody waiting any more, or never did.
     spent: BTreeSet<Who>,
+    /// What `lost` was before the line was forgotten.
+    before: BTreeMap<Spot, Millis>,
 }
 
 impl Line {
@@ -68,6 +70,17 @@ impl Line {
         line.list(revision, entries, 0);
         line.advance(0);
         line
+    }
+
+    /// What is known of those who are lost outlives the line until the next listing, which tells whose shadows are
+    /// left: whoever asks now and then comes to the end of a lock-delay too.
+    pub fn forget(&mut self) {
+        self.before.append(&mut self.lost);
+        *self = Self {
+            before: std::mem::take(&mut self.before),
+            spent: std::mem::take(&mut self.spent),
+            ..Self::default()
+        };
     }
 
     /// The line of all the entries of a key as of `revision`, so far as it is not known better.
@@ -96,7 +109,8 @@ impl Line {
                 self.spent.insert(spot.who);
                 continue;
             }
-            let until = before.lost.get(&spot).copied().unwrap_or(now.saturating_add(shadow.delay));
+            let until = before.lost.get(&spot).or(before.before.get(&spot)).copied();
+            let until = until.unwrap_or(now.saturating_add(shadow.delay));
             self.spots.insert(spot.who.clone(), spot.revision);
             let standing = Standing {
                 holder: shadow.holder.clone(),
