@@ -180,6 +180,30 @@ fn what_is_no_longer_believed_is_deleted_lest_its_lease_lives_on() {
 }
 
 #[test]
+fn where_nobody_may_wait_a_free_lock_can_be_had() {
+    let alone = |caller, wait| Input::Acquire(Request { max_waiters: 0, ..request(caller, wait) });
+    for wait in [0, 60_000] {
+        let mut machine = machine();
+        assert_eq!(commits(&machine.step(alone(1, wait), at(0)).unwrap()).len(), 1);
+        assert_eq!(machine.step(alone(2, 60_000), at(0)), Err(Rejected::Full));
+        machine.step(alone(3, 0), at(0)).unwrap();
+        let granted = machine.step(held(5), at(0)).unwrap();
+        assert!(matches!(reply(&granted, 1), Some(Ok(Reply::Granted { .. }))));
+        assert!(matches!(reply(&granted, 3), Some(Err(Rejected::Held(_)))), "it did not want to wait");
+        assert_eq!(machine.step(alone(4, 60_000), at(0)), Err(Rejected::Full));
+        assert!(matches!(machine.step(alone(5, 0), at(0)), Err(Rejected::Held(_))));
+
+        let mut machine = self::machine();
+        machine.step(alone(1, wait), at(0)).unwrap();
+        let told = machine.step(refused(5), at(0)).unwrap();
+        let why = reply(&told, 1).unwrap().as_ref().unwrap_err();
+        assert_eq!(matches!(why, Rejected::Held(_)), wait == 0, "{why:?}");
+        assert_eq!(*why == Rejected::Full, wait > 0, "it would have to wait");
+        assert!(machine.is_idle());
+    }
+}
+
+#[test]
 fn a_release_is_tried_until_it_is_known_and_may_be_repeated() {
     let mut machine = machine();
     machine.step(Input::Acquire(request(1, 0)), at(0)).unwrap();

@@ -376,6 +376,19 @@ fn a_sidecar_that_does_not_answer_has_it() {
 }
 
 #[test]
+fn where_nobody_may_wait_what_stays_can_be_had() {
+    let alone = |caller| Request { max_waiters: 0, ..request(caller, 60_000) };
+    assert_eq!(Run::staying().asks(alone(2)), Some((5, 1)));
+
+    let mut run = Run::new();
+    run.asks(alone(1));
+    assert!(run.lands(false, 7, &[stands(true, 7, 7)]).iter().all(|told| matches!(told, Effect::Commit(_))));
+    run.lands(true, 8, &[]);
+    let told = run.wakes();
+    assert_eq!((run.now, reply(&told, 1)), (ANSWER, Some(&Err(Rejected::Full))), "it is not let go");
+}
+
+#[test]
 fn a_want_that_may_be_lost_is_put_again() {
     for failure in [Failure::Unknown, Failure::NotApplied] {
         let mut run = Run::new();

@@ -38,7 +38,7 @@ pub struct Request {
     pub mode: Mode,
     /// How long to wait; 0: answer at once.
     pub wait: Millis,
-    /// How many may wait in this sidecar.
+    /// How many may wait in this sidecar; 0: nobody, so that only what is free can be had.
     pub max_waiters: usize,
     /// How much of the lock it asks for.
     pub share: Share,

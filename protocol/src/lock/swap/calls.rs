@@ -8,12 +8,16 @@ use crate::{
 
 impl Swap {
     pub(super) fn acquire(&mut self, request: Request, now: Now) -> Result<(), Rejected> {
+        let rival = self.rival(now);
+        let nothing_here = self.line.is_empty() && matches!(self.phase, Phase::Idle | Phase::Staying(_));
+        let free = nothing_here && rival.is_none();
         if request.wait == 0
-            && let Some(rival) = self.rival(now)
+            && let Some(rival) = rival
         {
             return Err(Rejected::Held(rival));
         }
-        if self.line.len() >= request.max_waiters {
+        // Who takes what is free does not wait; whether it is, a try tells.
+        if request.wait > 0 && !free && self.line.len() >= request.max_waiters {
             return Err(Rejected::Full);
         }
         if !self.watches() {

@@ -194,9 +194,10 @@ impl Swap {
         }
     }
 
-    /// Tells those who do not wait who is in the way.
+    /// Tells those who do not wait who is in the way, and those who may not that somebody is.
     pub(super) fn send_away(&mut self, rival: Rival, effects: &mut Vec<Effect>) {
         self.reject(&Rejected::Held(Box::new(rival)), effects, |request| request.wait == 0);
+        self.reject(&Rejected::Full, effects, |request| request.max_waiters == 0);
     }
 
     fn failed(&mut self, now: Now, effects: &mut Vec<Effect>) {

@@ -1,7 +1,7 @@
 //! What a sidecar does that wants a lock which another has: it asks that one, unless etcd says that it is held and will be
 //! freed.
 
-use super::{Aside, Phase, Swap};
+use super::{Aside, Phase, Swap, Waiter};
 use crate::{
     Answer, Key, Millis, Now, Plan, SessionId,
     lock::{
@@ -75,7 +75,8 @@ impl Swap {
         if self.askable().is_some() || self.line.is_empty() && !self.wants.is_empty() {
             return Some(self.retry_at);
         }
-        let hurry = self.line.iter().any(|waiter| waiter.request.wait == 0);
+        let hurry =
+            self.line.iter().any(|Waiter { request, .. }| request.wait == 0 || request.max_waiters == 0);
         let (asked, found) = (self.asked.as_ref()?, self.seen.holder()?);
         (hurry && asked.life == found.revision).then(|| asked.at.saturating_add(ANSWER))
     }
