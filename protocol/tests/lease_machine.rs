@@ -283,6 +283,9 @@ fn whoever_is_lost_leaves_the_shadow() {
     let mut run = Run::new();
     run.asks(1, 0, 0);
     run.lands(5, 0);
+    let mut lost = run.machine.clone();
+    let lost = lost.step(Input::Lost("s".into()), at(0)).unwrap();
+    assert!(lost.contains(&Effect::Commit(release(5, Frees::Holder))), "its session is over");
     run.asks(2, 60_000, 0);
     assert_eq!(run.wakes(), 5_000, "nobody renewed it");
     assert_eq!(run.plan, Some(release(5, Frees::Holder)));

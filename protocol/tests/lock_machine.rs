@@ -171,12 +171,20 @@ fn a_grant_lasts_as_long_as_it_is_renewed_and_believed_and_no_longer_than_may_be
 /// What is known of a lease here may fall behind what etcd thinks of it.
 #[test]
 fn what_is_no_longer_believed_is_deleted_lest_its_lease_lives_on() {
-    let mut machine = machine();
-    machine.step(Input::Acquire(Request { renew: true, ..request(1, 0) }), at(0)).unwrap();
-    machine.step(held(5), at(0)).unwrap();
-    let ended = machine.step(Input::Tick { believed: BELIEVED }, at(BELIEVED)).unwrap();
-    assert!(ended.contains(&Effect::Lost(Token(1))));
-    assert_eq!(commits(&ended).len(), 1, "its key");
+    let tick = |believed| Input::Tick { believed };
+    for (lost, now) in [(tick(BELIEVED), BELIEVED), (tick(0), 5), (Input::Lost("s".into()), 5)] {
+        let mut machine = machine();
+        machine.step(Input::Acquire(Request { renew: true, ..request(1, 0) }), at(0)).unwrap();
+        machine.step(held(5), at(0)).unwrap();
+        let before = machine.clone();
+        machine.step(Input::Lost("older".into()), at(1)).unwrap();
+        assert_eq!(machine, before, "it stands under another session");
+        let ended = machine.step(lost, at(now)).unwrap();
+        assert!(ended.contains(&Effect::Lost(Token(1))));
+        assert_eq!(commits(&ended), [&freed(5)], "its key");
+        let renew = Input::Renew { caller: Caller(2), token: Token(1), believed: BELIEVED };
+        assert_eq!(machine.step(renew, at(now)), Err(Rejected::Lost));
+    }
 }
 
 #[test]
@@ -201,6 +209,16 @@ fn where_nobody_may_wait_a_free_lock_can_be_had() {
         assert_eq!(*why == Rejected::Full, wait > 0, "it would have to wait");
         assert!(machine.is_idle());
     }
+}
+
+#[test]
+fn a_lease_that_is_known_to_be_over_is_not_believed_as_long_as_it_was() {
+    let mut machine = machine();
+    machine.step(Input::Acquire(request(1, 0)), at(0)).unwrap();
+    machine.step(held(5), at(0)).unwrap();
+    let renew = |believed| Input::Renew { caller: Caller(2), token: Token(1), believed };
+    assert!(machine.step(renew(BELIEVED), at(1)).is_ok());
+    assert_eq!(machine.step(renew(0), at(1)), Err(Rejected::Lost));
 }
 
 #[test]

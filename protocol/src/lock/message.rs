@@ -65,7 +65,8 @@ pub enum Input {
         caller: Caller,
         /// With what.
         token: Token,
-        /// Until when the lease of [`Machine::lease`](super::Machine::lease) is believed, monotonic milliseconds.
+        /// Until when the lease of [`Machine::lease`](super::Machine::lease) is believed, monotonic milliseconds; 0 when
+        /// it is over.
         believed: Millis,
     },
     /// A call to let go.
@@ -79,7 +80,8 @@ pub enum Input {
     Landed {
         /// What etcd answered, or why there is no answer.
         outcome: Result<Answer, Failure>,
-        /// Until when the lease of [`Machine::lease`](super::Machine::lease) is believed, monotonic milliseconds.
+        /// Until when the lease of [`Machine::lease`](super::Machine::lease) is believed, monotonic milliseconds; 0 when
+        /// it is over.
         believed: Millis,
     },
     /// What the plan of [`Effect::Free`] came to.
@@ -99,7 +101,8 @@ pub enum Input {
     Lost(SessionId),
     /// The time of [`Machine::wake_at`](super::Machine::wake_at) has come.
     Tick {
-        /// Until when the lease of [`Machine::lease`](super::Machine::lease) is believed, monotonic milliseconds.
+        /// Until when the lease of [`Machine::lease`](super::Machine::lease) is believed, monotonic milliseconds; 0 when
+        /// it is over.
         believed: Millis,
     },
     /// The sidecar stops: whoever waits is sent away and what is held is freed.

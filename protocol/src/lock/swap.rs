@@ -146,6 +146,11 @@ impl Grant {
         self.until.min(self.believed)
     }
 
+    /// Until when its lease is believed that is said to be until then: never less than before, unless it is over.
+    fn believes(&self, believed: Millis) -> Millis {
+        if believed == 0 { 0 } else { believed.max(self.believed) }
+    }
+
     fn fence(&self, offset: i64) -> Option<Fence> {
         Fence::new(self.revision, offset, u64::from(self.holder.regrants))
     }
@@ -375,8 +380,11 @@ impl Swap {
 
     fn lost(&mut self, session: &SessionId, effects: &mut Vec<Effect>) {
         self.doubt.take_if(|doubt| doubt == session);
-        if matches!(&self.phase, Phase::Staying(stay) if stay.holder.session == *session) {
-            self.phase = Phase::Idle;
+        match &self.phase {
+            // Its key goes with its lease; unless that lives on.
+            Phase::Held(grant) if grant.holder.session == *session => self.take_away(effects),
+            Phase::Staying(stay) if stay.holder.session == *session => self.phase = Phase::Idle,
+            _ => {}
         }
         self.forget_wants(session);
         self.reject(&Rejected::Lost, effects, |request| request.session == *session);
@@ -384,7 +392,7 @@ impl Swap {
 
     fn tick(&mut self, believed: Millis, now: Now, effects: &mut Vec<Effect>) {
         if let Phase::Held(grant) = &mut self.phase {
-            grant.believed = grant.believed.max(believed);
+            grant.believed = grant.believes(believed);
             // No longer believed, its key goes with its lease; unless that lives on.
             if now.monotonic >= grant.until.min(grant.believed) {
                 self.take_away(effects);

@@ -243,12 +243,13 @@ impl Inner {
 
     /// Until when the lease is believed that the machine of a key asks about.
     fn believed(&self, place: &Place) -> Millis {
-        let lease = self.keys.lock().get(place).and_then(Machine::lease);
-        match lease {
-            Some((session, ttl)) if session == self.store.session().id => {
-                self.store.believed_until(ttl).unwrap_or_default()
-            }
-            _ => 0,
+        self.keys.lock().believed(place, &self.store)
+    }
+
+    fn tell_time(self: &Arc<Self>, place: &Place) {
+        let ticked = self.keys.lock().tick(place, self.now(), &self.store);
+        if let Ok(stepped) = ticked {
+            self.carry_out(place, stepped);
         }
     }
 
@@ -270,8 +271,7 @@ impl Inner {
             let rearmed = self.rearmed.notified();
             let due = self.keys.lock().due(self.now().monotonic);
             for place in &due {
-                let believed = self.believed(place);
-                let _ = self.step(place, Input::Tick { believed });
+                self.tell_time(place);
             }
             let next = self.keys.lock().next_timer();
             match next {

@@ -57,7 +57,7 @@ impl Swap {
         if grant.token != token {
             return Err(self.not_held(token));
         }
-        let believed = believed.max(grant.believed);
+        let believed = grant.believes(believed);
         if now.monotonic >= grant.until.min(believed) {
             return Err(Rejected::Lost);
         }

@@ -152,6 +152,23 @@ impl Keys {
         self.get(place)?.ends(fence)
     }
 
+    /// Until when the lease is believed that the machine of a key asks about; 0 when it is over, or none.
+    pub(super) fn believed(&self, place: &Place, store: &Store) -> Millis {
+        match self.get(place).and_then(Machine::lease) {
+            Some((session, ttl)) if session == store.session().id => {
+                store.believed_until(ttl).unwrap_or_default()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Tells one machine its time, and what is believed of what it has at this moment: it may have come to hold it since
+    /// it was last looked at.
+    pub(super) fn tick(&mut self, place: &Place, now: Now, store: &Store) -> Result<Stepped, Rejected> {
+        let believed = self.believed(place, store);
+        self.step(place, Input::Tick { believed }, now, store)
+    }
+
     /// One step of one machine; a key that is not known yet gets one.
     pub(super) fn step(
         &mut self,
