@@ -510,6 +510,26 @@ fn a_deletion_is_sent_until_it_is_known_and_a_release_may_be_repeated() {
     assert_eq!(run.step(other, again), Err(Rejected::Mismatch));
 }
 
+#[test]
+fn a_key_that_goes_with_its_session_is_not_watched_for() {
+    let unknown = || Input::Landed { outcome: Err(Failure::Unknown), believed: 0 };
+    let mut run = Run::new();
+    run.acquire(request(1, 60_000), 0);
+    run.tell(Input::Lost("s".into()), 0);
+    run.tell(unknown(), 0);
+    assert!(run.machine.is_idle() && !run.machine.watches(), "it was lost before");
+    run.puts = None;
+
+    for end in [Input::Lost("s".into()), Input::Drain] {
+        run.acquire(request(2, 60_000), 0);
+        run.tell(unknown(), 0);
+        run.puts = None;
+        assert!(run.machine.watches());
+        run.tell(end, 0);
+        assert!(run.machine.is_idle() && !run.machine.watches());
+    }
+}
+
 /// Pitfall 5: a plan of unknown outcome lands after all.
 #[test]
 fn a_key_that_lands_for_nobody_is_deleted() {

@@ -188,6 +188,16 @@ fn what_is_no_longer_believed_is_deleted_lest_its_lease_lives_on() {
 }
 
 #[test]
+fn a_lease_that_is_known_to_be_over_is_not_believed_as_long_as_it_was() {
+    let mut machine = machine();
+    machine.step(Input::Acquire(request(1, 0)), at(0)).unwrap();
+    machine.step(held(5), at(0)).unwrap();
+    let renew = |believed| Input::Renew { caller: Caller(2), token: Token(1), believed };
+    assert!(machine.step(renew(BELIEVED), at(1)).is_ok());
+    assert_eq!(machine.step(renew(0), at(1)), Err(Rejected::Lost));
+}
+
+#[test]
 fn where_nobody_may_wait_a_free_lock_can_be_had() {
     let alone = |caller, wait| Input::Acquire(Request { max_waiters: 0, ..request(caller, wait) });
     for wait in [0, 60_000] {
@@ -211,14 +221,44 @@ fn where_nobody_may_wait_a_free_lock_can_be_had() {
     }
 }
 
+/// A plan of unknown outcome may land yet: until its session is over, or a later plan has had its answer, which the store
+/// does not send before.
 #[test]
-fn a_lease_that_is_known_to_be_over_is_not_believed_as_long_as_it_was() {
+fn a_lock_that_may_be_taken_unnoticed_is_watched_only_as_long_as_that_can_be() {
+    let unknown = |believed| Input::Landed { outcome: Err(Failure::Unknown), believed };
+    let in_doubt = || {
+        let mut machine = machine();
+        machine.step(Input::Acquire(request(1, 0)), at(0)).unwrap();
+        machine.step(unknown(BELIEVED), at(0)).unwrap();
+        assert!(machine.watches() && !machine.is_idle());
+        machine
+    };
+    for end in [Input::Lost("s".into()), Input::Drain] {
+        let mut machine = in_doubt();
+        machine.step(end, at(0)).unwrap();
+        assert!(machine.is_idle() && !machine.watches());
+    }
+
     let mut machine = machine();
     machine.step(Input::Acquire(request(1, 0)), at(0)).unwrap();
-    machine.step(held(5), at(0)).unwrap();
-    let renew = |believed| Input::Renew { caller: Caller(2), token: Token(1), believed };
-    assert!(machine.step(renew(BELIEVED), at(1)).is_ok());
-    assert_eq!(machine.step(renew(0), at(1)), Err(Rejected::Lost));
+    machine.step(Input::Lost("s".into()), at(0)).unwrap();
+    machine.step(unknown(0), at(0)).unwrap();
+    assert!(machine.is_idle(), "it was lost before");
+
+    let mut machine = in_doubt();
+    let own = Holder { session: "s".into(), ..rival() };
+    let landed = Entry { key: key(), record: own.into(), create_revision: 5, mod_revision: 5 };
+    let found = machine.step(Input::Seen(Seen::Put(landed)), at(0)).unwrap();
+    assert_eq!(commits(&found), [&freed(5)]);
+    machine.step(held(6), at(0)).unwrap();
+    assert!(machine.is_idle(), "it has landed and is freed");
+
+    for answer in [held(7), refused(7)] {
+        let mut machine = in_doubt();
+        machine.step(Input::Acquire(request(2, 0)), at(0)).unwrap();
+        machine.step(answer, at(0)).unwrap();
+        assert!(!machine.watches());
+    }
 }
 
 #[test]

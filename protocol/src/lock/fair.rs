@@ -111,6 +111,8 @@ struct Joining {
     session: SessionId,
     /// Those who were not seen in the line yet.
     numbers: Vec<u64>,
+    /// Whether its session was lost meanwhile: what it puts goes with that, if not before.
+    lost: bool,
     /// Since when, monotonic.
     since: Millis,
 }

@@ -59,6 +59,8 @@ pub(crate) struct Sidecar {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct UnderWay {
     pub plan: Plan,
+    /// Whose store sends it.
+    pub session: SessionId,
     pub answer: Option<Answer>,
     /// The losses that its sidecar knew of when it sent it, and for how long.
     pub known: BTreeMap<i64, Millis>,

@@ -264,7 +264,11 @@ impl World {
                     // The store sends nothing that touches what an unknown plan writes before that has landed, or is
                     // void for ever.
                     let touched = wants_written(&under_way.plan);
-                    state.late.retain(|late| wants_written(&late.plan).is_disjoint(&touched));
+                    let of_one_store = |late: &UnderWay| late.session == under_way.session;
+                    state.late.retain(|late| {
+                        let holder = writes_holder(&late.plan) && touches_holder(&under_way.plan);
+                        wants_written(&late.plan).is_disjoint(&touched) && !(holder && of_one_store(late))
+                    });
                     let in_force = in_force(&state.etcd, &under_way.plan);
                     let answer = self.commit(&mut state, &under_way);
                     if answer.held && takes(&under_way.plan) {
@@ -467,7 +471,9 @@ impl World {
         if self.bug == Some(Bug::RegrantsTheFreed) && wanted && sidecar.machine.stays().is_some() {
             // It frees what stays, and does not remember that it did.
             let plans = effects.into_iter().filter_map(|effect| match effect {
-                Effect::Commit(plan) => Some(UnderWay { plan, answer: None, known: BTreeMap::new() }),
+                Effect::Commit(plan) => {
+                    Some(UnderWay { plan, session: session.clone(), answer: None, known: BTreeMap::new() })
+                }
                 _ => None,
             });
             state.late.extend(plans);
@@ -482,7 +488,8 @@ impl World {
                     assert!(sidecar.under_way.is_none(), "one plan at a time");
                     let known = sidecar.losses.iter().map(|(lost, since)| (*lost, sidecar.now - since));
                     let known = known.collect();
-                    sidecar.under_way = Some(UnderWay { plan, answer: None, known });
+                    let session = sidecar.session.clone();
+                    sidecar.under_way = Some(UnderWay { plan, session, answer: None, known });
                 }
                 Effect::Reply(caller, reply) => self.reply(state, at, caller, reply.ok()),
                 Effect::Free(_) | Effect::Lost(_) => {}
@@ -538,6 +545,19 @@ fn wants_written(plan: &Plan) -> BTreeSet<&Key> {
         Write::Delete(_) => None,
     });
     keys.filter(|key| matches!(key, Key::Want { .. })).collect()
+}
+
+/// Whether a plan may change who holds the lock.
+fn writes_holder(plan: &Plan) -> bool {
+    plan.writes.iter().any(|write| match write {
+        Write::Put(key, ..) => *key == holder(),
+        Write::Delete(range) => range.contains(&holder()),
+    })
+}
+
+/// Whether what a plan comes to depends on who holds the lock, or changes it.
+fn touches_holder(plan: &Plan) -> bool {
+    plan.compares.iter().any(|compare| compare.key == holder()) || writes_holder(plan)
 }
 
 /// Whether a plan takes the lock.

@@ -100,6 +100,9 @@ impl Fair {
     /// A session is no longer believed: nobody is granted or holds under it any more.
     pub(super) fn lost(&mut self, session: &SessionId, now: Now, effects: &mut Vec<Effect>) {
         self.doubt.retain(|(of, _)| of != session);
+        if let Some(joining) = self.joining.as_mut().filter(|joining| joining.session == *session) {
+            joining.lost = true;
+        }
         self.reject(&Rejected::Lost, effects, |request| request.session == *session);
         let held: Vec<u64> = self.tokens.values().copied().collect();
         for number in held {
@@ -110,6 +113,8 @@ impl Fair {
     }
 
     pub(super) fn drain(&mut self, effects: &mut Vec<Effect>) {
+        // What may yet land goes with the session, which ends.
+        self.doubt.clear();
         self.reject(&Rejected::Unavailable { unknown: false }, effects, |_| true);
         let held: Vec<u64> = self.tokens.values().copied().collect();
         for number in held {

@@ -35,7 +35,9 @@ impl Fair {
             Err(Failure::Unknown) => {
                 for who in joining.whos() {
                     let caller = self.mine.get(&who.1).map(|mine| mine.request.caller);
-                    self.doubt.insert(who);
+                    if !joining.lost {
+                        self.doubt.insert(who);
+                    }
                     if let Some(caller) = caller {
                         self.turn_away(caller.0, Rejected::Unavailable { unknown: true }, effects);
                     }
@@ -168,6 +170,6 @@ impl Fair {
         }
         let plan = plans::join(&self.lock, &self.key, &session, created, come, !self.watched);
         effects.push(Effect::Commit(plan));
-        self.joining = Some(Joining { session, numbers, since: now.monotonic });
+        self.joining = Some(Joining { session, numbers, lost: false, since: now.monotonic });
     }
 }

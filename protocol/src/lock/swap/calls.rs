@@ -90,6 +90,8 @@ impl Swap {
 
     pub(super) fn drain(&mut self, effects: &mut Vec<Effect>) {
         self.reject(&Rejected::Unavailable { unknown: false }, effects, |_| true);
+        // What may yet land goes with the session, which ends.
+        self.doubt = None;
         match &self.phase {
             Phase::Held(grant) => self.free(grant.freed(self.both()), Some(grant.token), Vec::new()),
             _ => self.give_up(),

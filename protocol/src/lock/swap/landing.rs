@@ -33,12 +33,18 @@ impl Swap {
             self.landed_aside(aside, outcome, now, effects);
             return Ok(());
         }
+        // The store sends nothing that touches what a plan of its session may write before the fate of that is known.
+        let settles = outcome.is_ok();
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Trying { holder, ttl: _, since: _, over, waiter } => {
+                self.doubt.take_if(|doubt| settles && *doubt == holder.session);
                 self.tried((holder, over), waiter, outcome, believed, now, effects);
             }
             Phase::Freeing { freed, token, callers, under_way: true } => match outcome {
-                Ok(answer) => self.freed(freed, token, callers, &answer, now, effects),
+                Ok(answer) => {
+                    self.doubt.take_if(|doubt| *doubt == freed.session);
+                    self.freed(freed, token, callers, &answer, now, effects);
+                }
                 Err(_) => {
                     self.retry_at = now.monotonic + RETRY;
                     self.phase = Phase::Freeing { freed, token, callers, under_way: false };
@@ -88,7 +94,10 @@ impl Swap {
                 self.failed(now, effects);
             }
             Err(Failure::Unknown) => {
-                self.doubt = Some(holder.session);
+                // What lands under a lease that is over goes with it.
+                if now.monotonic < believed {
+                    self.doubt = Some(holder.session);
+                }
                 let unknown = Err(Rejected::Unavailable { unknown: true });
                 effects.extend(waiter.map(|waiter| Effect::Reply(waiter.request.caller, unknown)));
             }
