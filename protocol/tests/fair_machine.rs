@@ -6,7 +6,12 @@ use concordat_protocol::{
     Answer, Entry, Key, Lease, Now, Plan, Range, Record, Write,
     lock::{
         Caller, Effect, Failure, Holder, Input, Machine, Mode, Rejected, Reply, Request, Seen, Shadow, Share,
-        Token, Waiter, fair, machine,
+        Token, Waiter,
+        fair::{
+            self,
+            line::{Line, Spot, Standing},
+        },
+        machine,
     },
 };
 
@@ -222,6 +227,38 @@ fn a_thousand_waiters_are_granted_one_by_one_in_their_order() {
         run.frees(1);
     }
     assert_eq!(run.plans - before, 999, "a release is one plan");
+}
+
+/// Granted at once, the next one holds it while etcd still shows the one before.
+#[test]
+fn who_is_handed_the_lock_is_known_to_hold_it_before_etcd_tells() {
+    let revisions = |spots: &mut dyn Iterator<Item = (&Spot, &Standing)>| -> Vec<i64> {
+        spots.map(|(spot, _)| spot.revision).collect()
+    };
+    let own = |number, revision| own(number, revision, Share::EXCLUSIVE);
+    let mut run = Run::new();
+    run.held(1);
+    run.acquire(request(2, 60_000), 0);
+    run.lands_behind(&[own(1, 11)], 0);
+    assert!(run.machine.deletes().is_empty());
+    assert!(is_granted(&run.release(1, 0), 2));
+    let read = [own(1, 11), own(2, 12), rival(1, 13, Share::EXCLUSIVE)];
+    for _ in 0..2 {
+        let deletes = run.machine.deletes();
+        let left = read.iter().filter(|entry| !deletes.contains(&entry.key)).cloned();
+        let here = Line::of(13, &left.collect::<Vec<_>>());
+        assert_eq!(revisions(&mut here.living_holders()), [12]);
+        if run.deletes.is_some() {
+            run.frees(0); // What is read may be older still.
+        }
+    }
+    let elsewhere = Line::of(13, &read);
+    assert_eq!(revisions(&mut elsewhere.living_holders()), [11]);
+    assert_eq!(revisions(&mut elsewhere.heirs()), [12], "it may hold it");
+    let behind = Line::of(13, &[rival(1, 3, Share::EXCLUSIVE), own(2, 12)]);
+    assert_eq!(revisions(&mut behind.heirs()), [], "nobody has handed it on");
+    let after_a_loss = Line::of(13, &[shadow(2, 3), own(2, 12), rival(1, 13, Share::EXCLUSIVE)]);
+    assert_eq!(revisions(&mut after_a_loss.heirs()), [12], "its delay may be over");
 }
 
 #[test]

@@ -20,7 +20,7 @@ mod turn;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use self::line::{Line, Who};
-use super::{Caller, Effect, Fence, Input, Rejected, Request, Rival, Seen, Token};
+use super::{Caller, Effect, Fence, Input, Rejected, Request, Rival, Seen, Token, plans};
 use crate::{Entry, Key, Millis, Name, Now, SessionId};
 
 /// How many are put, or deleted, by one plan: each is two operations, and etcd takes 128.
@@ -360,6 +360,18 @@ impl Fair {
         let lost = self.leaving.get(&who).map(|leaving| leaving.lost);
         let lost = lost.or(self.gone.get(&who).map(|(_, lost)| *lost));
         lost.is_some_and(|lost| !lost || matches!(key, Key::Waiter { .. }))
+    }
+
+    /// See [`Machine::deletes`](super::Machine::deletes).
+    pub(super) fn deletes(&self) -> BTreeSet<Key> {
+        let leaving = self.leaving.iter().map(|(who, leaving)| (who, leaving.lost));
+        let gone = self.gone.iter().map(|(who, (_, lost))| (who, *lost));
+        let keys = leaving.chain(gone).flat_map(|((session, number), lost)| {
+            let (lock, key, number) = (&self.lock, &self.key, *number);
+            let shadow = (!lost).then(|| plans::shadow_key(lock, key, session, number));
+            shadow.into_iter().chain([plans::waiter_key(lock, key, session, number)])
+        });
+        keys.collect()
     }
 
     /// Somebody stands in the line now.

@@ -1,7 +1,9 @@
 //! One key of a lock as one sidecar sees it, whatever the lock's mode.
 
+use std::collections::BTreeSet;
+
 use super::{Caller, Effect, Fair, Fence, Holder, Input, Mode, Rejected, Swap};
-use crate::{Millis, Name, Now, SessionId};
+use crate::{Key, Millis, Name, Now, SessionId};
 
 /// How long after a plan failed the next is tried, milliseconds.
 pub const RETRY: Millis = 100;
@@ -98,6 +100,14 @@ impl Machine {
         match self {
             Self::Swap(swap) => swap.lease(),
             Self::Fair(_) => None,
+        }
+    }
+
+    /// Keys of the line of mode [`Mode::FairQueue`] that it deletes, or has deleted: etcd may show them yet.
+    pub fn deletes(&self) -> BTreeSet<Key> {
+        match self {
+            Self::Swap(_) => BTreeSet::new(),
+            Self::Fair(fair) => fair.deletes(),
         }
     }
 

@@ -220,10 +220,10 @@ pub fn joined_definition(answer: &Answer) -> Option<i64> {
     Some(answer.reads.first()?.first()?.create_revision)
 }
 
-fn waiter_key(lock: &Name, key: &Name, session: &SessionId, number: u64) -> Key {
+pub(super) fn waiter_key(lock: &Name, key: &Name, session: &SessionId, number: u64) -> Key {
     Key::Waiter { lock: lock.clone(), key: key.clone(), session: session.clone(), number }
 }
 
-fn shadow_key(lock: &Name, key: &Name, session: &SessionId, number: u64) -> Key {
+pub(super) fn shadow_key(lock: &Name, key: &Name, session: &SessionId, number: u64) -> Key {
     Key::Shadow { lock: lock.clone(), key: key.clone(), session: session.clone(), number }
 }

@@ -255,6 +255,15 @@ impl Line {
         self.standing.iter().skip_while(|(spot, _)| Some(*spot) <= self.through.as_ref())
     }
 
+    /// Those who wait, in order, with nobody of another sidecar living before them: theirs may have granted them the lock
+    /// already, and deletes the keys of those before them, or the shadows of the lost, only then.
+    pub fn heirs(&self) -> impl Iterator<Item = (&Spot, &Standing)> {
+        let mut living = self.living_holders().chain(self.waiters()).map(|(spot, _)| &spot.who.0);
+        let session = living.next();
+        let heirs = self.living_holders().all(|(spot, _)| Some(&spot.who.0) == session);
+        self.waiters().take_while(move |(spot, _)| heirs && Some(&spot.who.0) == session)
+    }
+
     /// Whether somebody who comes now would hold the lock.
     pub fn is_open_to(&self, share: Share) -> bool {
         self.waiting() == 0 && share.fits(self.taken)

@@ -85,7 +85,7 @@ struct Holding {
 }
 
 impl From<Inspection> for Inspected {
-    fn from(Inspection { holders, waiters }: Inspection) -> Self {
+    fn from(Inspection { holders, waiters, .. }: Inspection) -> Self {
         let (fence, expires_in_ms) = match holders.as_slice() {
             [only] => (only.fence.map(Fence::get), only.expires_in),
             _ => (None, None),

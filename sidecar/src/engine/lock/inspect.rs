@@ -22,8 +22,17 @@ use crate::spans::Span;
 pub struct Inspection {
     /// Who holds it.
     pub holders: Vec<Holding>,
+    /// Fences of grants that another sidecar may have made in mode FairQueue and etcd not tell of yet.
+    heirs: Vec<u64>,
     /// How many wait: over all sidecars in mode FairQueue, else of this sidecar's callers.
     pub waiters: usize,
+}
+
+impl Inspection {
+    /// Whether a fence is that of a grant, as far as can be known.
+    pub fn is_current(&self, fence: u64) -> bool {
+        self.holders.iter().any(|holding| holding.is_current(fence)) || self.heirs.contains(&fence)
+    }
 }
 
 /// One who holds a key.
@@ -41,7 +50,7 @@ pub struct Holding {
 
 impl Holding {
     /// Whether a fence is that of its grant, or of a later one that is not told yet.
-    pub fn is_current(&self, fence: u64) -> bool {
+    fn is_current(&self, fence: u64) -> bool {
         self.fence.map(Fence::get).is_some_and(|told| {
             told == fence || self.remote && told < fence && told / PLACES == fence / PLACES
         })
@@ -55,18 +64,26 @@ impl LockEngine {
     /// # Errors
     /// When etcd does not answer.
     pub async fn inspect(&self, place: &Place, mode: Mode) -> Result<Inspection, CommitError> {
+        // Whoever is granted the lock asks after this sidecar has begun to delete the key of the one before.
+        let deletes = self.0.keys.lock().get(place).map(Machine::deletes).unwrap_or_default();
         let range = Range::LockKey(place.lock.clone(), place.key.clone());
         let answer = Span::read().awaits(self.0.store.read(vec![range])).await?;
         let entries = answer.reads.into_iter().flatten();
-        let offset = self.0.store.fence_offset();
+        let (offset, session) = (self.0.store.fence_offset(), self.0.store.session().id);
         if mode == Mode::FairQueue {
-            let line = Line::of(answer.revision, &entries.collect::<Vec<_>>());
+            let mut entries: Vec<Entry> = entries.collect();
+            // Whoever leaves counts until it has left for all.
+            let waiters = Line::of(answer.revision, &entries).waiting();
+            entries.retain(|entry| !deletes.contains(&entry.key));
+            let line = Line::of(answer.revision, &entries);
             let holders = line.living_holders().map(|(spot, standing)| {
                 self.holding(place, &standing.holder, standing.fence(spot, offset), false)
             });
-            return Ok(Inspection { holders: holders.collect(), waiters: line.waiting() });
+            let heirs = line.heirs().filter(|(spot, _)| spot.who.0 != session);
+            let heirs = heirs.filter_map(|(spot, standing)| standing.fence(spot, offset).map(Fence::get));
+            let (holders, heirs) = (holders.collect(), heirs.collect());
+            return Ok(Inspection { holders, heirs, waiters });
         }
-        let session = self.0.store.session().id;
         let holder = match entries.into_iter().find_map(|entry| Found::read(&entry)) {
             Some(found) if found.holder.session == session => {
                 let holding = self.0.keys.lock().get(place).and_then(Machine::holding);
@@ -82,7 +99,7 @@ impl LockEngine {
             None => None,
         };
         let waiters = self.0.keys.lock().get(place).map_or(0, Machine::waiters);
-        Ok(Inspection { holders: holder.into_iter().collect(), waiters })
+        Ok(Inspection { holders: holder.into_iter().collect(), heirs: Vec::new(), waiters })
     }
 
     fn holding(&self, place: &Place, holder: &Holder, fence: Option<Fence>, remote: bool) -> Holding {
