@@ -445,19 +445,22 @@ pub fn stop(id: &TransactionId, known: &Entry, why: &str) -> Option<Plan> {
     Some(plan.put(known.key.clone(), record, Lease::Forever))
 }
 
-/// Tells the coordinator what a person wants of a branch (or of [`Branch::everything`]), if the transaction is still
-/// as it was seen and its coordinator lives. `None` when it has no coordinator.
-pub fn wish(id: &TransactionId, known: &Entry, branch: Branch, verdict: Verdict) -> Option<Plan> {
+/// Tells the coordinator what a person wants of branches (or of [`Branch::everything`]), of all or of none: if the
+/// transaction is still as it was seen and its coordinator lives. `None` when it has no coordinator.
+pub fn wish(id: &TransactionId, known: &Entry, branches: Vec<Branch>, verdict: &Verdict) -> Option<Plan> {
     let Record::Transaction(record) = &known.record else { return None };
-    let (app, session) = record.coordinator.clone()?;
+    let (app, session) = record.coordinator.as_ref()?;
     let operation = record.decision.map_or(Operation::Prepare, Decision::operation);
-    let key = Key::Answer { app, session: session.clone(), transaction: id.clone(), branch };
-    Some(
-        Plan::new()
-            .unchanged(known.key.clone(), known.mod_revision)
-            .present(Key::Session(session))
-            .put(key, Reply { operation, verdict, attempts: 0 }, Lease::Forever)
-            .otherwise(known.key.clone())
-            .otherwise(Key::Done(id.clone())),
-    )
+    let mut plan = Plan::new()
+        .unchanged(known.key.clone(), known.mod_revision)
+        .present(Key::Session(session.clone()))
+        .otherwise(known.key.clone())
+        .otherwise(Key::Done(id.clone()));
+    for branch in branches {
+        let (app, session, transaction) = (app.clone(), session.clone(), id.clone());
+        let key = Key::Answer { app, session, transaction, branch };
+        let reply = Reply { operation, verdict: verdict.clone(), attempts: 0 };
+        plan = plan.put(key, reply, Lease::Forever);
+    }
+    Some(plan)
 }

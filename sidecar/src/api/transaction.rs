@@ -106,12 +106,11 @@ async fn get(
 ) -> Result<Json<View>, Problem> {
     let id = id(&one.id)?;
     let (until, _) = wait.until(LEAST)?;
-    let view = if wait.wait.is_some() {
-        context.transactions.decided(&id, until).await?
-    } else {
-        context.transactions.get(&id).await?
-    };
-    found(&one, view).map(Json)
+    if wait.wait.is_some() {
+        context.transactions.decided(&id, until).await?;
+    }
+    // Much may have happened since it was decided.
+    found(&one, context.transactions.get(&id).await?).map(Json)
 }
 
 /// Rolls a transaction back unless it is decided.

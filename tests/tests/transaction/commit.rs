@@ -174,6 +174,44 @@ async fn what_is_stuck_is_tried_again_or_given_up_by_people() -> Result<()> {
     Ok(())
 }
 
+/// Each is called once more, though all of them fail again.
+#[tokio::test]
+async fn all_that_is_stuck_is_tried_again_at_once() -> Result<()> {
+    const BRANCHES: usize = 8;
+    let etcd = Etcd::start().await?;
+    let world = World::new(&etcd, "stuck-together").await?;
+    world.define(&many(BRANCHES)).await?;
+    let (c, _p) = (world.start("c", "").await?, world.start("p", "").await?);
+    for number in 0..BRANCHES {
+        world.p.behave(&format!("b{number}"), "commit", [Answer(400), Answer(400)]);
+    }
+    let answer = world.begin(&c, "t1").await?;
+    ensure!(answer.status == 200, "{answer:?}");
+    let all_are_stuck = async |notes: usize| {
+        eventually("all are stuck", async || {
+            // Whoever waits for the decision is told how it is now, too.
+            let now = world.get(&c, "/t1?wait=1s").await?.body;
+            let branches = now["branches"].as_array().into_iter().flatten();
+            let stuck = branches.filter(|branch| {
+                branch["state"] == "stuck" && branch["notes"].as_array().map_or(0, Vec::len) == notes
+            });
+            ensure!(now["state"] == "stuck" && stuck.count() == BRANCHES, "{now}");
+            Ok(())
+        })
+        .await
+    };
+    all_are_stuck(0).await?;
+    let retried = world.post(&c, &format!("{NAME}/t1/retry"), None, &json!({})).await?;
+    ensure!(retried.status == 202, "{retried:?}");
+    all_are_stuck(1).await?;
+    let commits = world.p.calls().iter().filter(|call| call.operation == "commit").count();
+    assert_eq!(commits, 2 * BRANCHES);
+    let retried = world.post(&c, &format!("{NAME}/t1/retry"), None, &json!({})).await?;
+    ensure!(retried.status == 202, "{retried:?}");
+    let finished = world.finished(&c, "t1").await?;
+    world.check("t1", &[&answer.body, &finished], false).await
+}
+
 #[tokio::test]
 async fn a_participant_that_hangs_holds_up_no_other() -> Result<()> {
     let etcd = Etcd::start().await?;

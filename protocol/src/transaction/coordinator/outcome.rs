@@ -22,9 +22,10 @@ impl Coordinator {
                 self.read_answers(&answer);
                 vec![Effect::Begun]
             }
+            // It was adopted, and that was not known.
             Step::Look => {
                 self.read_answers(&answer);
-                Vec::new()
+                vec![Effect::Begun]
             }
             Step::Decide(record) => self.learn(record, revision),
             Step::Amend(record, heard) => {

@@ -103,7 +103,12 @@ impl Inner {
                 }
                 Effect::Begun => {
                     self.stats.begun(&run.machine.record().name);
-                    run.progress.send_replace(Progress::Undecided);
+                    // One that is adopted may be decided.
+                    let record = run.machine.record();
+                    run.progress.send_replace(match record.decision {
+                        Some(_) => Progress::Decided(Arc::new(View::live(id, record))),
+                        None => Progress::Undecided,
+                    });
                     self.count_stuck(runs, id);
                 }
                 Effect::Decided(decision) => {

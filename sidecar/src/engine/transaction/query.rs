@@ -66,7 +66,7 @@ impl TransactionEngine {
         Ok(Some(view))
     }
 
-    /// The transaction once it is decided, or as it is when the wait is over.
+    /// The transaction as it was when it was decided, or as it is when the wait is over.
     pub async fn decided(&self, id: &TransactionId, until: Instant) -> Result<Option<View>, Problem> {
         let following = self.0.runs.lock().get(id).map(|run| run.progress.subscribe());
         if let Some(mut progress) = following {
@@ -103,7 +103,7 @@ impl TransactionEngine {
                 return Ok(view(id, &entry));
             }
             let verdict = Verdict::Rollback("it was asked for".into());
-            if self.tell(id, &entry, Branch::everything(), verdict).await? {
+            if self.tell(id, &entry, vec![Branch::everything()], &verdict).await? {
                 return self.decided(id, until).await;
             }
             if Instant::now() + AGAIN >= until {
@@ -131,12 +131,12 @@ impl TransactionEngine {
                 .map(|of| of.participant.name.clone())
                 .filter(|name| branch.is_none_or(|branch| branch == name))
                 .collect();
-            let mut told = true;
-            for name in &stuck {
-                told &= self.tell(id, &entry, name.clone(), verdict.clone()).await?;
+            if stuck.is_empty() {
+                return Ok(Some(false));
             }
-            if told {
-                return Ok(Some(!stuck.is_empty()));
+            // All at once: of the first one told, the coordinator's record changes.
+            if self.tell(id, &entry, stuck, verdict).await? {
+                return Ok(Some(true));
             }
             if Instant::now() + AGAIN >= until {
                 return Err(no_coordinator());
@@ -149,10 +149,10 @@ impl TransactionEngine {
         &self,
         id: &TransactionId,
         known: &Entry,
-        branch: Branch,
-        verdict: Verdict,
+        branches: Vec<Branch>,
+        verdict: &Verdict,
     ) -> Result<bool, Problem> {
-        let Some(plan) = plans::wish(id, known, branch, verdict) else { return Ok(false) };
+        let Some(plan) = plans::wish(id, known, branches, verdict) else { return Ok(false) };
         Ok(Span::commit("tell").awaits(self.0.store.commit(plan)).await?.held)
     }
 

@@ -169,6 +169,20 @@ impl From<Option<Decision>> for Outcome {
     }
 }
 
+/// With all of its milliseconds: as text it stands in the order of time.
 fn instant(unix: u64) -> String {
-    Timestamp::from_millisecond(unix.try_into().unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX).to_string()
+    let instant = Timestamp::from_millisecond(unix.try_into().unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX);
+    format!("{instant:.3}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_are_in_the_order_of_time_as_text() {
+        let texts = [1_000, 1_120, 1_125, 1_900, 2_000].map(instant);
+        assert_eq!(texts[1], "1970-01-01T00:00:01.120Z");
+        assert!(texts.is_sorted(), "{texts:?}");
+    }
 }
