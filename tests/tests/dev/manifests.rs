@@ -48,7 +48,7 @@ async fn a_malformed_file_disturbs_no_other() -> Result<()> {
         "queue.yaml",
         &format!("{}---{}", LOCK.replace("orders", "O_o"), QUEUE.replace("mails", "news")),
     )?;
-    dev.says("lock      O_o  not in force: metadata.name must be a DNS label").await?;
+    dev.says("lock      O_o  not in force: metadata.name must be an object's name").await?;
     dev.answers("GET", "/v1/queues/news", 200).await?;
     dev.says("queue     mails  removed").await
 }
