@@ -136,6 +136,11 @@ impl Publisher {
         Self { queue, settings, definition, session, next: first, room, lanes, flights, calls }
     }
 
+    /// Bytes that the queue may still take before it is full.
+    pub fn room(&self) -> u64 {
+        self.room
+    }
+
     /// Whether nothing waits and nothing is on its way.
     pub fn idle(&self) -> bool {
         self.calls.is_empty()
@@ -220,7 +225,8 @@ impl Publisher {
                 lane.waiting.push_front(item);
                 break;
             }
-            if let Some(producer) = &item.offer.producer {
+            // Without a window nothing is remembered of a name.
+            if let Some(producer) = item.offer.producer.as_ref().filter(|_| self.settings.dedup_window > 0) {
                 if !names.insert(producer.clone()) {
                     deferred.push_back(item);
                     continue;

@@ -32,7 +32,7 @@ pub(super) struct Publishing {
     state: Mutex<State>,
     tickets: AtomicU64,
     pumping: AtomicBool,
-    counting: tokio::sync::Mutex<()>,
+    counting: Arc<tokio::sync::Mutex<()>>,
     /// When the queue was counted last; 0: never.
     counted: AtomicU64,
 }
@@ -54,7 +54,7 @@ impl Publishing {
             state: Mutex::new(State { machine, settings, replies: HashMap::new() }),
             tickets: AtomicU64::new(0),
             pumping: AtomicBool::new(false),
-            counting: tokio::sync::Mutex::default(),
+            counting: Arc::default(),
             counted: AtomicU64::new(0),
         })
     }
@@ -65,7 +65,8 @@ impl Publishing {
         defined: &Defined<Settings>,
         offers: Vec<Offer>,
     ) -> Result<Vec<Published>, Problem> {
-        self.count(inner, &defined.settings).await?;
+        let wanted = offers.iter().map(|offer| offer.message.size()).sum();
+        self.count(inner, &defined.settings, wanted).await?;
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         let effects = {
@@ -121,25 +122,30 @@ impl Publishing {
     }
 
     /// Counts the queue's bytes, unless that was done a moment ago. Far below the limit, counting segments is enough.
-    async fn count(self: &Arc<Self>, inner: &Arc<Inner>, settings: &Settings) -> Result<(), Problem> {
+    async fn count(
+        self: &Arc<Self>,
+        inner: &Arc<Inner>,
+        settings: &Settings,
+        wanted: u64,
+    ) -> Result<(), Problem> {
         let now = inner.store.clock().monotonic().max(1);
+        let fresh = |counted: Millis| counted > 0 && now < counted + COUNT_FRESH;
         let counted = self.counted.load(Ordering::Relaxed);
-        if counted > 0 && now < counted + COUNT_FRESH {
+        if fresh(counted) {
             return Ok(());
         }
-        if counted == 0 {
+        if counted == 0 || self.state.lock().machine.room() < wanted {
+            // Nobody is refused by an old count.
             let _counting = self.counting.lock().await;
-            if self.counted.load(Ordering::Relaxed) == 0 {
+            if !fresh(self.counted.load(Ordering::Relaxed)) {
                 // Boxed: it is most of what each publisher's future would be, and one of them takes it.
                 Box::pin(self.recount(inner, settings, now)).await?;
             }
-        } else if let Ok(counting) = self.counting.try_lock() {
+        } else if let Ok(counting) = self.counting.clone().try_lock_owned() {
             // The old count is good enough for who publishes now.
-            drop(counting);
             let (of, inner, settings) = (self.clone(), inner.clone(), settings.clone());
-            self.counted.store(now, Ordering::Relaxed);
             tokio::spawn(async move {
-                let _counting = of.counting.lock().await;
+                let _counting = counting;
                 if let Err(why) = of.recount(&inner, &settings, now).await {
                     tracing::debug!(why = why.detail, queue = %of.queue, "the queue was not counted");
                 }
