@@ -17,6 +17,8 @@ pub enum Lease {
     /// This many milliseconds and at most a quarter more, whatever becomes of the session (whose name is only needed
     /// to find the lease that it shares among what it puts).
     Retention(SessionId, Millis),
+    /// As long as a key that is there, by that key's own lease, whose id in etcd this is.
+    With(Key, i64),
 }
 
 /// One change of a plan.
@@ -136,6 +138,7 @@ impl Lease {
             Self::Retention(session, ttl) => {
                 Some(Key::Marker { session: session.clone(), name: format!("retention-{ttl}").into() })
             }
+            Self::With(key, _) => Some(key.clone()),
         }
     }
 }
@@ -151,6 +154,8 @@ pub struct Entry {
     pub create_revision: i64,
     /// Revision of its last change.
     pub mod_revision: i64,
+    /// Its lease in etcd, 0 for none.
+    pub lease: i64,
 }
 
 /// What a plan came to.

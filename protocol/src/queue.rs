@@ -163,6 +163,11 @@ impl Fate {
     pub fn finished(&self) -> bool {
         matches!(self.stage, Stage::Acknowledged | Stage::GivenUp)
     }
+
+    /// Whether the last delivery that it may have has begun. One that came back unseen may have another.
+    pub fn is_used_up(&self, max_deliveries: u32) -> bool {
+        self.stage == Stage::Delivered && self.deliveries >= max_deliveries
+    }
 }
 
 /// What became of a segment's messages. Absent while nothing has: the publisher puts one only for delayed messages.
@@ -195,9 +200,11 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// The message as it goes on to another queue, telling where it comes from and why.
-    pub fn labelled(self, queue: &Name) -> Message {
+    /// The message as it goes on to another queue, telling where it comes from and why. It lives there as long as what
+    /// is published there.
+    pub fn labelled(self, queue: &Name, retention_age: Millis) -> Message {
         let mut message = self.message;
+        message.expires = self.at.saturating_add(retention_age);
         for (name, value) in [
             ("concordat-dead-letter-queue", queue.to_string()),
             ("concordat-dead-letter-reason", self.reason),

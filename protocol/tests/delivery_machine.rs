@@ -6,11 +6,11 @@
 mod settings;
 
 use concordat_protocol::{
-    Answer, Entry, Key, Now, Plan, Range, Record,
+    Answer, Entry, Key, Lease, Now, Plan, Range, Record, Write,
     queue::{
-        Fate, Message, Outcome, Progress, Segment, SegmentId, Stage,
-        delivery::{Change, Delivered, Delivery, Effect, Input, Tag},
-        location::Location,
+        Fate, Message, Outcome, Progress, Segment, SegmentId, Settings, Stage,
+        delivery::{Change, Delivered, Delivery, Effect, Input, Status, Tag, Verdict},
+        location::{Location, Receipt},
     },
 };
 use settings::settings;
@@ -32,12 +32,16 @@ fn body(expires: &[u64]) -> Segment {
 }
 
 fn entry(key: Key, record: impl Into<Record>, revision: i64) -> Entry {
-    Entry { key, record: record.into(), create_revision: revision, mod_revision: revision }
+    Entry { key, record: record.into(), create_revision: revision, mod_revision: revision, lease: 0 }
 }
 
 /// A machine that knows nothing yet, with its session.
 fn machine() -> Delivery {
-    let mut machine = Delivery::new("orders".into(), settings(1), 2, 0);
+    machine_of(settings(1))
+}
+
+fn machine_of(settings: Settings) -> Delivery {
+    let mut machine = Delivery::new("orders".into(), settings, 2, 0);
     machine.step(Input::Session(Some(("consumer".into(), u64::MAX))), NOW);
     machine
 }
@@ -64,10 +68,14 @@ fn what_has_expired_when_it_is_read_reaches_nobody() {
     let (mut machine, at) = (machine(), location(1, 2));
     machine.step(Input::Snapshot(50, vec![entry(at.segment(), Segment::default(), 10)]), NOW);
     machine.step(Input::Receive(7, 10, 30_000), NOW);
-    let [(tag, plan)] = &commits(&mut machine)[..] else { panic!("it takes") };
+    let [(load, plan)] = &commits(&mut machine)[..] else { panic!("it reads") };
     assert!(reads_segment(plan));
     let read = entry(at.segment(), body(&[NOW.unix, NEVER]), 10);
-    let effects = machine.step(Input::Done(*tag, answered(true, vec![vec![read]])), NOW);
+    machine.step(Input::Done(*load, answered(true, vec![vec![read]])), NOW);
+    let [(end, _)] = commits(&mut machine)[..] else { panic!("it ends the first") };
+    machine.step(Input::Done(end, answered(true, vec![])), NOW);
+    let [(take, _)] = commits(&mut machine)[..] else { panic!("it takes the second") };
+    let effects = machine.step(Input::Done(take, answered(true, vec![])), NOW);
     let [Effect::Deliver(7, delivered)] = &effects[..] else { panic!("{effects:?}") };
     let places: Vec<u32> = delivered.iter().map(|Delivered { receipt, .. }| receipt.place).collect();
     assert_eq!(places, [1]);
@@ -140,4 +148,147 @@ fn what_is_gone_when_it_is_to_be_read_is_forgotten() {
     assert!(reads_segment(load));
     machine.step(Input::Done(*tag, answered(false, vec![])), NOW);
     assert_eq!(commits(&mut machine), []);
+}
+
+/// A machine with this queue, in which there is one segment of so many messages.
+fn with_messages(settings: Settings, messages: u32) -> (Delivery, Location) {
+    let (mut machine, at) = (machine_of(settings), location(1, messages));
+    let put = entry(at.segment(), body(&vec![NEVER; messages as usize]), 10);
+    machine.step(Input::Snapshot(5, vec![]), NOW);
+    machine.step(Input::Changed(vec![Change::Put(put)]), NOW);
+    (machine, at)
+}
+
+/// Who was served with how many messages.
+fn served(effects: Vec<Effect>) -> Vec<(u64, usize)> {
+    let served = effects.into_iter().filter_map(|effect| match effect {
+        Effect::Deliver(waiter, messages) => Some((waiter, messages.len())),
+        _ => None,
+    });
+    served.collect()
+}
+
+/// The receipts of what was handed out.
+fn receipts(effects: Vec<Effect>) -> Vec<Receipt> {
+    let delivered = effects.into_iter().filter_map(|effect| match effect {
+        Effect::Deliver(_, messages) => Some(messages.into_iter().map(|message| message.receipt)),
+        _ => None,
+    });
+    delivered.flatten().collect()
+}
+
+#[test]
+fn who_does_not_wait_gets_what_is_there() {
+    let (mut machine, _) = with_messages(settings(1), 1);
+    machine.step(Input::Receive(7, 1, 30_000), NOW);
+    machine.step(Input::WaitOver(7), NOW);
+    let [(tag, _)] = commits(&mut machine)[..] else { panic!("it takes") };
+    assert_eq!(served(machine.step(Input::Done(tag, answered(true, vec![])), NOW)), [(7, 1)]);
+}
+
+#[test]
+fn who_does_not_wait_is_not_sent_away_before_anything_is_known() {
+    let mut machine = machine();
+    machine.step(Input::Receive(7, 1, 30_000), NOW);
+    machine.step(Input::WaitOver(7), NOW);
+    assert_eq!(machine.step(Input::Pump, NOW), []);
+    machine.step(Input::Snapshot(5, vec![]), NOW);
+    assert_eq!(served(machine.step(Input::Pump, NOW)), [(7, 0)]);
+}
+
+#[test]
+fn who_does_not_wait_gets_what_another_s_plan_leaves() {
+    let (mut machine, _) = with_messages(settings(1), 2);
+    machine.step(Input::Receive(1, 1, 30_000), NOW);
+    let [(tag, _)] = commits(&mut machine)[..] else { panic!("it takes") };
+    for waiter in [2, 3] {
+        machine.step(Input::Receive(waiter, 1, 30_000), NOW);
+        machine.step(Input::WaitOver(waiter), NOW);
+    }
+    assert_eq!(machine.step(Input::Pump, NOW), []);
+    machine.step(Input::Done(tag, answered(true, vec![])), NOW);
+    let [(tag, _)] = commits(&mut machine)[..] else { panic!("it takes the other") };
+    assert_eq!(served(machine.step(Input::Done(tag, answered(true, vec![])), NOW)), [(2, 1)]);
+    assert_eq!(served(machine.step(Input::Pump, NOW)), [(3, 0)]);
+}
+
+/// Its only delivery was counted, and came too late for who hung up.
+#[test]
+fn what_nobody_saw_comes_again_and_is_not_buried() {
+    let (mut machine, _) = with_messages(settings(1), 1);
+    machine.step(Input::Receive(7, 1, 30_000), NOW);
+    let [(take, _)] = commits(&mut machine)[..] else { panic!("it takes") };
+    machine.step(Input::GiveUp(7), NOW);
+    assert_eq!(machine.step(Input::Done(take, answered(true, vec![])), NOW), []);
+    let [(back, _)] = commits(&mut machine)[..] else { panic!("it is given back") };
+    machine.step(Input::Done(back, answered(true, vec![])), NOW);
+    machine.step(Input::Receive(8, 1, 30_000), NOW);
+    let [(take, _)] = commits(&mut machine)[..] else { panic!("it is taken again") };
+    assert_eq!(served(machine.step(Input::Done(take, answered(true, vec![])), NOW)), [(8, 1)]);
+}
+
+/// Else what was acknowledged would come again.
+#[test]
+fn a_progress_ends_with_its_segment_whatever_the_retention_is_now() {
+    let (mut machine, at) = (machine(), location(1, 2));
+    machine.step(Input::Snapshot(50, vec![entry(at.segment(), Segment::default(), 10)]), NOW);
+    machine.step(Input::Settings(Settings { retention_age: 1_000, ..settings(1) }), NOW);
+    let leases = |plan: &Plan| -> Vec<Lease> {
+        let progress = |write: &Write| match write {
+            Write::Put(Key::Progress { .. }, _, lease) => Some(lease.clone()),
+            _ => None,
+        };
+        plan.writes.iter().filter_map(progress).collect()
+    };
+    machine.step(Input::Receive(7, 2, 30_000), NOW);
+    let [(load, plan)] = &commits(&mut machine)[..] else { panic!("it reads") };
+    assert!(plan.writes.is_empty() && reads_segment(plan));
+    let read = Entry { lease: 77, ..entry(at.segment(), body(&[NEVER, NEVER]), 10) };
+    machine.step(Input::Done(*load, answered(true, vec![vec![read]])), NOW);
+    let [(take, plan)] = &commits(&mut machine)[..] else { panic!("it takes") };
+    assert_eq!(leases(plan), [Lease::With(at.segment(), 77)]);
+    let got = receipts(machine.step(Input::Done(*take, answered(true, vec![])), NOW));
+    machine.step(Input::Settle(None, got[0].clone(), Verdict::Ack), NOW);
+    let [(_, plan)] = &commits(&mut machine)[..] else { panic!("it acknowledges") };
+    assert_eq!(leases(plan), [Lease::With(at.segment(), 77)]);
+}
+
+#[test]
+fn a_dead_letter_lives_in_the_queue_it_goes_to_as_long_as_what_is_published_there() {
+    let (mut machine, at) = (machine(), location(1, 1));
+    machine.step(Input::DeadLetters(Some(("graves".into(), 3, 3_600_000))), NOW);
+    machine.step(Input::Snapshot(5, vec![]), NOW);
+    let soon = entry(at.segment(), body(&[NOW.unix + 1_000]), 10);
+    machine.step(Input::Changed(vec![Change::Put(soon)]), NOW);
+    machine.step(Input::Receive(7, 1, 30_000), NOW);
+    let [(take, _)] = commits(&mut machine)[..] else { panic!("it takes") };
+    let got = receipts(machine.step(Input::Done(take, answered(true, vec![])), NOW));
+    let no = Verdict::Nack { delay: None, reason: "no".into(), dead_letter: true };
+    machine.step(Input::Settle(None, got[0].clone(), no), NOW);
+    let [(_, burial)] = &commits(&mut machine)[..] else { panic!("it buries") };
+    let buried = burial.writes.iter().find_map(|write| match write {
+        Write::Put(Key::Segment { .. }, Record::Segment(Segment { messages }), _) => messages.first(),
+        _ => None,
+    });
+    assert_eq!(buried.map(|message| message.expires), Some(NOW.unix + 3_600_000));
+}
+
+/// However many that were published later were finished before it.
+#[test]
+fn an_acknowledgement_is_remembered_from_when_it_was_made() {
+    let (mut machine, at) = with_messages(settings(1), 1);
+    machine.step(Input::Receive(7, 1, 30_000), NOW);
+    let [(take, _)] = commits(&mut machine)[..] else { panic!("it takes") };
+    let got = receipts(machine.step(Input::Done(take, answered(true, vec![])), NOW));
+    for number in 2..2_000 {
+        let other = Location { segment: SegmentId { number, ..at.segment.clone() }, ..at.clone() };
+        let put = entry(other.segment(), body(&[NEVER]), 100 + number as i64);
+        machine.step(Input::Changed(vec![Change::Put(put)]), NOW);
+        machine.step(Input::Changed(vec![Change::Deleted(other.segment(), 3_000 + number as i64)]), NOW);
+    }
+    machine.step(Input::Settle(Some(1), got[0].clone(), Verdict::Ack), NOW);
+    let [(ack, _)] = commits(&mut machine)[..] else { panic!("it acknowledges") };
+    machine.step(Input::Done(ack, answered(true, vec![])), NOW);
+    let again = machine.step(Input::Settle(Some(2), got[0].clone(), Verdict::Ack), NOW);
+    assert_eq!(again, [Effect::Settled(2, Status::Ok)]);
 }

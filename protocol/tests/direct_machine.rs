@@ -54,7 +54,13 @@ fn told(plan: &Plan, revision: i64) -> Vec<Change> {
     let put = |write: &Write| match write {
         Write::Put(key, record, _) => {
             let (key, record) = (key.clone(), record.clone());
-            Some(Change::Put(Entry { key, record, create_revision: revision, mod_revision: revision }))
+            Some(Change::Put(Entry {
+                key,
+                record,
+                create_revision: revision,
+                mod_revision: revision,
+                lease: 0,
+            }))
         }
         Write::Delete(_) => None,
     };
@@ -213,7 +219,8 @@ fn what_is_waited_for_is_kept_until_it_is_handed_out() {
     let segment = SegmentId { session: "other".into(), number: 1, messages: 1, bytes: 8 << 20 };
     let large = Location { queue: "orders".into(), partition: 0, segment };
     let held = Segment { messages: vec![Message { expires: NEVER, ..Message::default() }] };
-    let put = Entry { key: large.segment(), record: held.into(), create_revision: 6, mod_revision: 6 };
+    let put =
+        Entry { key: large.segment(), record: held.into(), create_revision: 6, mod_revision: 6, lease: 0 };
     machine.step(Input::Changed(vec![Change::Put(put)]), NOW);
     machine.step(Input::Receive(0, 1, 30_000), NOW);
     let [(take, _)] = commits(&mut machine)[..] else { panic!("it takes") };

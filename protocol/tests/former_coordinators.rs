@@ -71,6 +71,7 @@ fn however_many_adopt_it_few_are_remembered_and_what_was_answered_to_them_is_kep
             .into(),
         create_revision: 7,
         mod_revision: 7,
+        lease: 0,
     };
     let (record, plan) = adopted(committed(), "c1", vec![applied.clone()]);
     assert_eq!((record.former.len(), plan), (1, None));

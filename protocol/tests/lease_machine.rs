@@ -128,7 +128,7 @@ fn rival() -> Holder {
 }
 
 fn entry(key: Key, record: Record, revision: i64) -> Entry {
-    Entry { key, record, create_revision: revision, mod_revision: revision }
+    Entry { key, record, create_revision: revision, mod_revision: revision, lease: 0 }
 }
 
 fn holder(revision: i64) -> Entry {

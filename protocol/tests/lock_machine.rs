@@ -80,8 +80,13 @@ fn held(revision: i64) -> Input {
 
 /// What a refused acquire reads while somebody else holds the key.
 fn refused(revision: i64) -> Input {
-    let entry =
-        |key, record, mod_revision, create_revision| Entry { key, record, mod_revision, create_revision };
+    let entry = |key, record, mod_revision, create_revision| Entry {
+        key,
+        record,
+        mod_revision,
+        create_revision,
+        lease: 0,
+    };
     let definition = plans::definition(&"orders".into());
     let reads = vec![
         vec![entry(key(), rival().into(), revision, revision)],
@@ -124,7 +129,7 @@ fn what_the_watch_shows_late_is_not_believed() {
     machine.step(refused(5), at(0)).unwrap();
     let stale = machine.step(gone(4), at(0)).unwrap();
     assert!(stale.is_empty(), "it was free before, not now");
-    let fresh = Entry { key: key(), record: rival().into(), create_revision: 8, mod_revision: 8 };
+    let fresh = Entry { key: key(), record: rival().into(), create_revision: 8, mod_revision: 8, lease: 0 };
     assert!(machine.step(Input::Seen(Seen::Put(fresh)), at(0)).unwrap().is_empty());
     assert_eq!(commits(&machine.step(gone(9), at(0)).unwrap()).len(), 1);
 }
@@ -247,7 +252,7 @@ fn a_lock_that_may_be_taken_unnoticed_is_watched_only_as_long_as_that_can_be() {
 
     let mut machine = in_doubt();
     let own = Holder { session: "s".into(), ..rival() };
-    let landed = Entry { key: key(), record: own.into(), create_revision: 5, mod_revision: 5 };
+    let landed = Entry { key: key(), record: own.into(), create_revision: 5, mod_revision: 5, lease: 0 };
     let found = machine.step(Input::Seen(Seen::Put(landed)), at(0)).unwrap();
     assert_eq!(commits(&found), [&freed(5)]);
     machine.step(held(6), at(0)).unwrap();

@@ -114,7 +114,7 @@ fn refused(number: usize) -> Entry {
         branch: name(number).as_str().into(),
     };
     let record = Reply { operation: Operation::Commit, verdict, attempts: 9 }.into();
-    Entry { key, record, create_revision: 7, mod_revision: 7 }
+    Entry { key, record, create_revision: 7, mod_revision: 7, lease: 0 }
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn it_is_decided_when_all_sidecars_were_lost() {
 #[test]
 fn all_that_a_restored_etcd_has_undecided_is_rolled_back() {
     let key = Key::Transaction("t1".into());
-    let entry = Entry { key, record: record().into(), create_revision: 5, mod_revision: 7 };
+    let entry = Entry { key, record: record().into(), create_revision: 5, mod_revision: 7, lease: 0 };
     let stop = plans::stop(&"t1".into(), &entry, "restored").unwrap();
     fits(&stop);
     let (mut world, _) = World::new(put(&stop), vec![]);

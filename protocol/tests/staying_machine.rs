@@ -52,7 +52,7 @@ fn rival(stays: bool) -> Holder {
 }
 
 fn stands(stays: bool, create_revision: i64, mod_revision: i64) -> Entry {
-    Entry { key: key(), record: rival(stays).into(), create_revision, mod_revision }
+    Entry { key: key(), record: rival(stays).into(), create_revision, mod_revision, lease: 0 }
 }
 
 /// A machine and the plan that it has under way.
@@ -153,7 +153,7 @@ impl Run {
 
 fn definition() -> Entry {
     let key = plans::definition(&"orders".into());
-    Entry { key, record: rival(false).into(), create_revision: 2, mod_revision: 2 }
+    Entry { key, record: rival(false).into(), create_revision: 2, mod_revision: 2, lease: 0 }
 }
 
 fn reply(effects: &[Effect], caller: u64) -> Option<&Result<Reply, Rejected>> {

@@ -26,6 +26,7 @@ fn stopped() -> Transaction {
         record: record.into(),
         create_revision: 5,
         mod_revision: 7,
+        lease: 0,
     };
     let plan = plans::stop(&"t1".into(), &entry, "restored").unwrap();
     assert_eq!(plan.compares, Plan::new().unchanged(entry.key.clone(), 7).compares);

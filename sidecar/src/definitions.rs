@@ -255,6 +255,7 @@ mod tests {
             record: Definition { uid: "u".into(), generation: 1, settings }.into(),
             create_revision: revision,
             mod_revision: revision,
+            lease: 0,
         }
     }
 

@@ -280,6 +280,7 @@ impl Live {
             Lease::Session(of) => {
                 (*of == self.session.id).then(|| LeaseId { id: self.lease.id, guard: lease.guard() })
             }
+            Lease::With(_, id) => Some(LeaseId { id: *id, guard: lease.guard() }),
             lease => self.leases.find(lease),
         }
     }

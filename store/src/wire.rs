@@ -105,7 +105,8 @@ pub(crate) fn item(namespace: &str, kv: PbKeyValue) -> Option<(Key, Item<Record>
 
 /// A key's item as the caller of a plan sees it.
 pub(crate) fn entry((key, item): (Key, Item<Record>)) -> Entry {
-    Entry { key, record: item.value, create_revision: item.create_revision, mod_revision: item.mod_revision }
+    let Item { value: record, create_revision, mod_revision, lease, .. } = item;
+    Entry { key, record, create_revision, mod_revision, lease }
 }
 
 /// What a transaction asks of etcd, counted, but for the plans it is made of.

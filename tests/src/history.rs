@@ -192,6 +192,7 @@ fn change(event: &etcd_client::Event) -> Result<Change> {
                 record,
                 create_revision: kv.create_revision(),
                 mod_revision: revision,
+                lease: kv.lease(),
             })
         }
     };

@@ -199,6 +199,7 @@ mod tests {
             .into(),
             create_revision: mod_revision,
             mod_revision,
+            lease: 0,
         }
     }
 
@@ -211,6 +212,7 @@ mod tests {
             .into(),
             create_revision: 1,
             mod_revision: 1,
+            lease: 0,
         }
     }
 
@@ -269,12 +271,12 @@ mod tests {
             let (holder, share) = (held_by(&number), Share::permits(permits, 3));
             let key = Key::Waiter { lock: "orders".into(), key: key.into(), session: "s".into(), number };
             let record = Waiter { holder, share, place: 1 }.into();
-            Entry { key, record, create_revision: revision, mod_revision: revision }
+            Entry { key, record, create_revision: revision, mod_revision: revision, lease: 0 }
         };
         // Of one that was lost its shadow is left, and it holds nothing any more.
         let key = Key::Shadow { lock: "orders".into(), key: "a".into(), session: "s".into(), number: 1 };
         let record = Shadow { holder: held_by(&1), share: Share::permits(1, 3), delay: 5_000 }.into();
-        let lost = Entry { key, record, create_revision: 40, mod_revision: 40 };
+        let lost = Entry { key, record, create_revision: 40, mod_revision: 40, lease: 0 };
         let line = vec![lost, stands("a", 2, 1, 41), stands("a", 3, 2, 42), stands("b", 4, 3, 43)];
         let state = state(line, vec![stat("s1", &[("waiters", 1), ("waitingSince", 94_000)])]);
         let held: Vec<_> = state
@@ -310,7 +312,7 @@ mod tests {
         let left = |key: &str, revision| {
             let at = plans::shadow(&"orders".into(), &key.into());
             let record = Shadow { holder: held_by(&1), share: Share::EXCLUSIVE, delay: 5_000 }.into();
-            Entry { key: at, record, create_revision: revision, mod_revision: revision }
+            Entry { key: at, record, create_revision: revision, mod_revision: revision, lease: 0 }
         };
         let state = state(vec![holder("a", 95_000, 41), left("a", 41), left("b", 42)], vec![]);
         let held: Vec<_> = state.holders.iter().map(|held| (held.key.as_str(), held.fence)).collect();

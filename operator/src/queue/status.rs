@@ -1,14 +1,12 @@
 //! What is seen of a `Queue` becomes its status.
 
-use std::collections::BTreeMap;
-
 use concordat_crds::{
     Queue, QueueStatus,
     conditions::{DEAD_LETTERS, DRAINING, reason},
 };
 use concordat_protocol::{
     Entry, Key, Kind, Millis, Name, Range, Record,
-    queue::{Claim, Fate, Progress, Segment, SegmentId, Stage},
+    queue::{Fate, Progress, Segment, counts::Counts},
     session::counter,
 };
 use jiff::Timestamp;
@@ -22,27 +20,12 @@ use crate::{
 /// What is remembered of a Queue: counts alone, but for the oldest segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// Messages of all segments.
-    pub stored: u64,
-    /// Those of them that are acknowledged, dead or expired.
-    pub finished: u64,
-    /// Those that are in delivery.
-    pub in_flight: u64,
-    /// Those that wait for their delay or back-off to end.
-    pub delayed: u64,
-    /// Dead letters kept beside the queue.
-    pub dead: u64,
+    /// How many messages stand where.
+    pub counts: Counts,
     /// Sidecars through which somebody consumes.
     pub consumers: u64,
     /// When the oldest message that is not finished was published, milliseconds since the Unix epoch.
     pub oldest: Option<Millis>,
-}
-
-/// What of one segment matters here.
-#[derive(Default)]
-struct Part {
-    progress: Progress,
-    in_delivery: Vec<u32>,
 }
 
 impl State {
@@ -64,39 +47,15 @@ impl State {
     /// oldest segment ([`State::oldest`]), at a time in milliseconds since the Unix epoch. The reads may be of
     /// different revisions: a status says about how many.
     pub fn of(keys: &[(Key, i64)], records: &[Entry], now: Millis) -> Self {
-        let mut state = Self::default();
-        let mut parts: BTreeMap<(u32, SegmentId), Part> = BTreeMap::new();
-        for (key, _) in keys {
-            match key {
-                Key::Segment { partition, segment, .. } => {
-                    state.stored += u64::from(segment.messages);
-                    parts.insert((*partition, segment.clone()), Part::default());
-                }
-                Key::Dead { .. } => state.dead += 1,
-                _ => {}
-            }
+        let consumers = records.iter().filter_map(|entry| match &entry.record {
+            Record::Stat(stat) => Some(stat.get(counter::CONSUMERS).min(1)),
+            _ => None,
+        });
+        Self {
+            counts: Counts::of(keys.iter().map(|(key, _)| key), records, now),
+            consumers: consumers.sum(),
+            oldest: records.iter().filter_map(|entry| oldest_left(entry, records)).min(),
         }
-        for entry in records {
-            match (&entry.key, &entry.record) {
-                (Key::Progress { partition, segment, .. }, Record::Progress(progress)) => {
-                    if let Some(part) = parts.get_mut(&(*partition, segment.clone())) {
-                        part.progress = progress.clone();
-                    }
-                }
-                (Key::Claim { partition, segment, .. }, Record::Claim(Claim { places })) => {
-                    if let Some(part) = parts.get_mut(&(*partition, segment.clone())) {
-                        part.in_delivery.extend(places.iter().map(|(place, _)| place));
-                    }
-                }
-                (_, Record::Stat(stat)) => state.consumers += stat.get(counter::CONSUMERS).min(1),
-                _ => {}
-            }
-        }
-        for part in parts.values() {
-            state.count(part, now);
-        }
-        state.oldest = records.iter().filter_map(|entry| oldest_left(entry, &parts)).min();
-        state
     }
 
     /// The segment published first, among keys with their create revisions.
@@ -107,27 +66,18 @@ impl State {
             .map(|(key, _)| key)
     }
 
-    /// Messages that a consumer could have now.
-    pub fn ready(&self) -> u64 {
-        self.left().saturating_sub(self.in_flight + self.delayed)
-    }
-
-    /// Messages that are not finished.
-    pub fn left(&self) -> u64 {
-        self.stored.saturating_sub(self.finished)
-    }
-
     /// What metrics tell of the queue.
     pub fn measures(&self) -> Vec<Measure> {
+        let counts = &self.counts;
         vec![
-            Measure::count("queue_ready", "Messages that a consumer could have now", self.ready()),
-            Measure::count("queue_in_flight", "Messages in delivery", self.in_flight),
+            Measure::count("queue_ready", "Messages that a consumer could have now", counts.ready),
+            Measure::count("queue_in_flight", "Messages in delivery", counts.in_flight),
             Measure::count(
                 "queue_delayed",
                 "Messages that wait for a delay or back-off to end",
-                self.delayed,
+                counts.delayed,
             ),
-            Measure::count("queue_dead_letters", "Dead letters kept beside the queue", self.dead),
+            Measure::count("queue_dead_letters", "Dead letters kept beside the queue", counts.dead),
             Measure::count("queue_consumers", "Sidecars through which somebody consumes", self.consumers),
             Measure::since(
                 "queue_oldest_message",
@@ -136,37 +86,23 @@ impl State {
             ),
         ]
     }
-
-    fn count(&mut self, part: &Part, now: Millis) {
-        for (place, fate) in (0..).zip(&part.progress.fates) {
-            if finished(fate) {
-                self.finished += 1;
-            } else if fate.not_before > now && !part.in_delivery.contains(&place) {
-                self.delayed += 1;
-            }
-        }
-        let over = |place: u32| part.progress.fates.get(place as usize).is_some_and(finished);
-        self.in_flight += part.in_delivery.iter().filter(|place| !over(**place)).count() as u64;
-    }
 }
 
 /// When the oldest message of a segment that is not finished was published.
-fn oldest_left(entry: &Entry, parts: &BTreeMap<(u32, SegmentId), Part>) -> Option<Millis> {
-    let (Key::Segment { partition, segment, .. }, Record::Segment(Segment { messages })) =
+fn oldest_left(entry: &Entry, records: &[Entry]) -> Option<Millis> {
+    let (Key::Segment { queue, partition, segment }, Record::Segment(Segment { messages })) =
         (&entry.key, &entry.record)
     else {
         return None;
     };
-    let fates = &parts.get(&(*partition, segment.clone()))?.progress.fates;
-    (0..)
-        .zip(messages)
-        .filter(|(place, _): &(usize, _)| !fates.get(*place).is_some_and(finished))
-        .map(|(_, message)| message.published)
-        .min()
-}
-
-fn finished(fate: &Fate) -> bool {
-    matches!(fate.stage, Stage::Acknowledged | Stage::GivenUp)
+    let (queue, partition, segment) = (queue.clone(), *partition, segment.clone());
+    let progress = Key::Progress { queue, partition, segment };
+    let fates = records.iter().find_map(|entry| match &entry.record {
+        Record::Progress(Progress { fates }) if entry.key == progress => Some(fates.as_slice()),
+        _ => None,
+    });
+    let finished = |place: usize| fates.unwrap_or_default().get(place).is_some_and(Fate::finished);
+    (0..).zip(messages).filter(|(place, _)| !finished(*place)).map(|(_, message)| message.published).min()
 }
 
 /// The status after `object.status`, given where the object stands and what was read (`None`: nothing could be).
@@ -182,11 +118,12 @@ pub fn status(object: &Queue, standing: &Standing, state: Option<&State>, now: T
 
 fn counts(state: &State, now: Timestamp) -> QueueStatus {
     let now = now.as_millisecond() as Millis;
+    let Counts { ready, in_flight, delayed, dead, .. } = state.counts;
     QueueStatus {
-        ready: state.ready(),
-        in_flight: state.in_flight,
-        delayed: state.delayed,
-        dead: state.dead,
+        ready,
+        in_flight,
+        delayed,
+        dead,
         oldest_age: state.oldest.map(|published| age::shown(now.saturating_sub(published))),
         consumers: state.consumers,
         ..QueueStatus::default()
@@ -216,7 +153,10 @@ fn dead_letters(count: u64) -> Fact {
 #[cfg(test)]
 mod tests {
     use concordat_crds::queue::QueueSpec;
-    use concordat_protocol::{queue::Message, session::Stat};
+    use concordat_protocol::{
+        queue::{Claim, Message, SegmentId, Stage},
+        session::Stat,
+    };
     use serde_json::json;
 
     use super::*;
@@ -238,7 +178,7 @@ mod tests {
     }
 
     fn entry(key: Key, record: impl Into<Record>) -> Entry {
-        Entry { key, record: record.into(), create_revision: 1, mod_revision: 1 }
+        Entry { key, record: record.into(), create_revision: 1, mod_revision: 1, lease: 0 }
     }
 
     fn progress(number: u64, messages: u32, fates: &[(Stage, Millis)]) -> Entry {
@@ -299,11 +239,7 @@ mod tests {
         assert_eq!(
             state,
             State {
-                stored: 9,
-                finished: 2,
-                in_flight: 2,
-                delayed: 1,
-                dead: 1,
+                counts: Counts { ready: 4, in_flight: 2, delayed: 1, dead: 1, bytes: 20 },
                 consumers: 2,
                 oldest: Some(39_000),
             }
@@ -344,14 +280,30 @@ mod tests {
         );
     }
 
+    /// A claim stays for its other messages when one of them is given back and waits, or is taken again.
+    #[test]
+    fn a_delivery_that_is_over_is_not_counted() {
+        let fates = [(Stage::Waiting, 200_000), (Stage::Delivered, 0), (Stage::Delivered, 0)];
+        let mut again = claim(1, 3, &[]);
+        again.record = Claim { places: vec![(1, 2)] }.into();
+        let mut progress = progress(1, 3, &fates);
+        if let Record::Progress(progress) = &mut progress.record {
+            progress.fates[1].deliveries = 2;
+        }
+        if let Key::Claim { number, .. } = &mut again.key {
+            *number = 1;
+        }
+        let records = [progress, claim(1, 3, &[0, 1, 2]), again];
+        let counts = State::of(&[(segment(1, 3), 1)], &records, 100_000).counts;
+        assert_eq!(counts, Counts { in_flight: 2, delayed: 1, bytes: 10, ..Counts::default() });
+    }
+
     #[test]
     fn reads_of_different_revisions_never_count_below_nothing() {
-        // The segment is gone from the listing, its progress and claim are still there; and one that says more
-        // is finished than was stored.
+        // The segment is gone from the listing, its progress and claim are still there.
         let records = [progress(1, 2, &[(Stage::Waiting, 0), (Stage::Delivered, 0)]), claim(1, 2, &[0, 1])];
         let state = State::of(&[], &records, 0);
         assert_eq!(state, State::default());
-        assert_eq!(State { stored: 1, finished: 2, in_flight: 3, ..State::default() }.ready(), 0);
     }
 
     #[test]
@@ -370,7 +322,7 @@ mod tests {
             (draining.status, draining.reason)
         };
         let deleting = Standing::Deleting("messages are removed".into());
-        let some = State { stored: 3, ..State::default() };
+        let some = State { counts: Counts { ready: 3, ..Counts::default() }, ..State::default() };
         assert_eq!(condition(&some, &Standing::Accepted), ("False".into(), "InUse".into()));
         assert_eq!(condition(&some, &deleting), ("True".into(), "MessagesLeft".into()));
         assert_eq!(condition(&State::default(), &deleting), ("False".into(), "Deleting".into()));
@@ -387,7 +339,8 @@ mod tests {
     #[test]
     fn what_cannot_be_read_stays_as_it_was() {
         let mut queue = queue();
-        let state = State { stored: 3, dead: 1, oldest: Some(1_000), consumers: 1, ..State::default() };
+        let counts = Counts { ready: 3, dead: 1, ..Counts::default() };
+        let state = State { counts, oldest: Some(1_000), consumers: 1 };
         queue.status = Some(status(&queue, &Standing::Accepted, Some(&state), at(10)));
         let blind = status(&queue, &Standing::Unavailable("gone".into()), None, at(99));
         let before = queue.status.unwrap();

@@ -141,6 +141,7 @@ mod tests {
             record: transaction.into(),
             create_revision: 1,
             mod_revision: 7,
+            lease: 0,
         }
     }
 

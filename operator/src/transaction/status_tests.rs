@@ -62,7 +62,7 @@ fn transaction(name: &str, decision: Option<Decision>, stages: [Stage; 2]) -> Tr
 }
 
 fn entry(key: Key, record: impl Into<Record>) -> Entry {
-    Entry { key, record: record.into(), create_revision: 1, mod_revision: 1 }
+    Entry { key, record: record.into(), create_revision: 1, mod_revision: 1, lease: 0 }
 }
 
 fn live(id: &str, transaction: Transaction) -> Entry {

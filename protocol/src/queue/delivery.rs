@@ -95,7 +95,9 @@ pub enum Input {
     Changed(Vec<Change>),
     /// A consumer waits for at most this many messages, to have them for this long.
     Receive(Waiter, u32, Millis),
-    /// It waits no longer, or is gone.
+    /// It waits no longer for what is not there: it is served with what is, or with nothing.
+    WaitOver(Waiter),
+    /// It is gone.
     GiveUp(Waiter),
     /// A delivery ends. Without a ticket nobody waits for the answer.
     Settle(Option<Ticket>, Receipt, Verdict),
@@ -125,7 +127,7 @@ pub struct Delivered {
 pub enum Effect {
     /// Commit the plan, then [`Input::Done`].
     Commit(Tag, Plan),
-    /// Give messages to a waiter, which is served with it.
+    /// Give messages to a waiter, which is served with it; none when its wait is over.
     Deliver(Waiter, Vec<Delivered>),
     /// Answer a settlement or an extension.
     Settled(Ticket, Status),
@@ -163,12 +165,16 @@ pub struct Delivery {
     segments: BTreeMap<SegmentAt, segment::State>,
     index: BTreeMap<(u32, SegmentId), SegmentAt>,
     finished: BTreeMap<SegmentAt, Vec<Fate>>,
+    /// They, in the order in which they were finished.
+    finished_in_turn: VecDeque<SegmentAt>,
     cached: u64,
     /// The segments whose bodies these are.
     bodies: BTreeSet<SegmentAt>,
     /// Segments that wait to be read.
     unread: BTreeSet<SegmentAt>,
     waiters: VecDeque<Waiting>,
+    /// Those whose wait is over.
+    over: BTreeSet<Waiter>,
     left: BTreeSet<Waiter>,
     /// Plans on their way that store messages and take some of them.
     direct: BTreeMap<Tag, hand_out::Direct>,
@@ -196,10 +202,12 @@ impl Delivery {
             segments: BTreeMap::new(),
             index: BTreeMap::new(),
             finished: BTreeMap::new(),
+            finished_in_turn: VecDeque::new(),
             cached: 0,
             bodies: BTreeSet::new(),
             unread: BTreeSet::new(),
             waiters: VecDeque::new(),
+            over: BTreeSet::new(),
             left: BTreeSet::new(),
             direct: BTreeMap::new(),
             early: Vec::new(),
@@ -240,7 +248,14 @@ impl Delivery {
             Input::Receive(waiter, max, visibility) => {
                 self.waiters.push_back(Waiting { waiter, max: max.max(1), visibility });
             }
+            Input::WaitOver(waiter) => {
+                // It may have been served in this moment.
+                if self.waits(waiter) || self.taking(waiter) {
+                    self.over.insert(waiter);
+                }
+            }
             Input::GiveUp(waiter) => {
+                self.over.remove(&waiter);
                 let before = self.waiters.len();
                 self.waiters.retain(|waiting| waiting.waiter != waiter);
                 if self.waiters.len() == before && self.taking(waiter) {
@@ -256,6 +271,7 @@ impl Delivery {
             }
             Input::Drain => {
                 self.waiters.clear();
+                self.over.clear();
                 for (at, segment) in &mut self.segments {
                     segment.release_all(*at);
                     self.dirty.insert(*at);
@@ -271,6 +287,10 @@ impl Delivery {
             Input::Pump => self.pump(now, &mut effects),
         }
         effects
+    }
+
+    fn waits(&self, waiter: Waiter) -> bool {
+        self.waiters.iter().any(|waiting| waiting.waiter == waiter)
     }
 
     fn taking(&self, waiter: Waiter) -> bool {
@@ -329,6 +349,7 @@ impl Delivery {
             self.tend(at, now, effects);
         }
         self.hand_out(now, effects);
+        self.send_away(now, effects);
         self.make_room();
         self.load(effects);
     }
@@ -388,7 +409,7 @@ impl Delivery {
         let segment = self.segments.get_mut(&at)?;
         let location = segment.location(&self.queue, at);
         let session = self.session.as_ref().map(|(id, _)| id)?;
-        let plan = segment.settlement(&location, session, &settling, &burial, &self.settings, now, at);
+        let plan = segment.settlement(&location, session, &settling, &burial, now, at);
         // Without space in etcd only deletes go: the rest waits for them, or for space.
         if now.monotonic < segment.not_until && !plan.deletes_only() {
             segment.unsend(settling.sent);
@@ -438,11 +459,14 @@ impl Delivery {
             self.due.remove(&(wake, at));
         }
         self.finished.insert(at, if fates.is_empty() { segment.fates } else { fates });
+        self.finished_in_turn.push_back(at);
         for pending in segment.pending {
             self.settle_finished(pending, effects);
         }
-        if self.finished.len() > REMEMBERED {
-            self.finished.pop_first();
+        if self.finished_in_turn.len() > REMEMBERED
+            && let Some(first) = self.finished_in_turn.pop_front()
+        {
+            self.finished.remove(&first);
         }
     }
 

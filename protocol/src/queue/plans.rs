@@ -84,8 +84,8 @@ pub struct Take<'a> {
     pub claim: &'a ClaimId,
     /// Place and delivery number of each message taken.
     pub places: Vec<(u32, u32)>,
-    /// How long a progress is kept.
-    pub retention_age: Millis,
+    /// The segment's lease: its progress goes with it, neither before nor after.
+    pub lease: Lease,
     /// Whether the messages are read as well.
     pub read: bool,
 }
@@ -109,8 +109,7 @@ impl Take<'_> {
     pub fn with(self, plan: Plan) -> Plan {
         let Self { at, claim, .. } = self;
         let session = claim.session.clone();
-        let kept = Lease::Retention(session.clone(), self.retention_age);
-        plan.put(at.progress(), Progress { fates: self.fates }, kept).put(
+        plan.put(at.progress(), Progress { fates: self.fates }, self.lease).put(
             at.claim(claim),
             Claim { places: self.places },
             Lease::Session(session),
@@ -150,8 +149,8 @@ pub struct Settlement<'a> {
     pub dead: Vec<(u32, DeadLetter)>,
     /// Where those go.
     pub burial: &'a Burial,
-    /// How long a progress is kept.
-    pub retention_age: Millis,
+    /// The segment's lease, as in [`Take::lease`].
+    pub lease: Lease,
 }
 
 impl Settlement<'_> {
@@ -175,13 +174,13 @@ impl Settlement<'_> {
             for claim in &self.ended {
                 plan = plan.delete(at.claim(claim));
             }
-            let kept = Lease::Retention(session.clone(), self.retention_age);
-            plan = plan.put(at.progress(), Progress { fates: self.fates }, kept);
+            plan = plan.put(at.progress(), Progress { fates: self.fates }, self.lease);
         }
         match self.burial {
             _ if self.dead.is_empty() => plan,
             Burial::Queue(append) => {
-                let messages = self.dead.into_iter().map(|(_, letter)| letter.labelled(&at.queue)).collect();
+                let labelled = |letter: DeadLetter| letter.labelled(&at.queue, append.retention_age);
+                let messages = self.dead.into_iter().map(|(_, letter)| labelled(letter)).collect();
                 append.to(plan, Segment { messages }, None)
             }
             Burial::Beside(retention) => self.dead.into_iter().fold(plan, |plan, (place, letter)| {

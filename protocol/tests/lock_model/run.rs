@@ -17,6 +17,7 @@ fn lease_id(lease: &Lease) -> i64 {
         Lease::Forever => 0,
         Lease::Session(session) | Lease::Retention(session, _) => leases(session).0,
         Lease::Ttl(session, _) => leases(session).1,
+        Lease::With(_, id) => *id,
     }
 }
 
@@ -50,6 +51,7 @@ pub(crate) fn entry(key: &Key, item: &Item<Record>) -> Entry {
         record: item.value.clone(),
         create_revision: item.create_revision,
         mod_revision: item.mod_revision,
+        lease: item.lease,
     }
 }
 

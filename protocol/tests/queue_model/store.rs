@@ -18,6 +18,7 @@ pub(crate) fn entry((key, item): (&Key, &Item<Record>)) -> Entry {
         record: item.value.clone(),
         create_revision: item.create_revision,
         mod_revision: item.mod_revision,
+        lease: item.lease,
     }
 }
 
@@ -47,10 +48,11 @@ impl State {
         let before = self.etcd.revision();
         let lease = |lease: &Lease| match lease {
             Lease::Session(session) => session.as_str()[1..].parse().expect("a number"),
+            Lease::With(_, id) => *id,
             _ => 0,
         };
         let mut txn: Txn<Key, Range, Record> = Txn { compares: plan.compares.clone(), ..Txn::default() };
-        for guard in plan.lease_guards().into_iter().filter(|guard| matches!(guard, Key::Session(_))) {
+        for guard in plan.lease_guards().into_iter().filter(|guard| !matches!(guard, Key::Marker { .. })) {
             let (target, relation) = (Target::CreateRevision, Relation::Greater);
             txn.compares.push(Compare { key: guard, target, relation, value: 0 });
         }

@@ -39,6 +39,7 @@ impl World {
                     record: item.value,
                     create_revision: item.create_revision,
                     mod_revision: item.mod_revision,
+                    lease: item.lease,
                 })),
                 _ => None,
             })
@@ -80,6 +81,7 @@ impl World {
             record: item.value.clone(),
             create_revision: item.create_revision,
             mod_revision: item.mod_revision,
+            lease: item.lease,
         })
     }
 }

@@ -88,8 +88,8 @@ pub fn lower<V>(
                 relation: Relation::Greater,
                 value: 0,
             };
-            // The session's own key is read by nobody here: that it is gone shows in the batch's marker.
-            if !matches!(guard, Key::Session(_)) {
+            // That the session's own key is gone shows in the batch's marker; that another is, the caller's reads tell.
+            if matches!(guard, Key::Marker { .. }) {
                 or_else.push(Op::Get(Range::One(guard.clone())));
             }
             if !compares.contains(&present) {

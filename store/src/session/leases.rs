@@ -107,7 +107,7 @@ impl Leases {
                     tokio::spawn(self.clone().release(former.lease.id));
                 }
             }
-            Lease::Forever | Lease::Session(_) => {}
+            Lease::Forever | Lease::Session(_) | Lease::With(..) => {}
         }
         Ok(())
     }

@@ -21,8 +21,9 @@ pub(crate) async fn list(exchange: &Exchange, scope: &Scope) -> Result<(Vec<Entr
     entries.append(&mut list_values(exchange, &progresses, revision).await?.0);
     let (segments, _) = list_keys(exchange, &part(Range::Segments(queue.clone())), revision).await?;
     entries.extend(segments.into_iter().map(|(key, create_revision, mod_revision)| {
-        let record = Record::Segment(Segment::default());
-        Entry { key, record, create_revision, mod_revision }
+        // With keys alone etcd 3.7 tells no leases.
+        let (record, lease) = (Record::Segment(Segment::default()), 0);
+        Entry { key, record, create_revision, mod_revision, lease }
     }));
     Ok((entries, revision))
 }

@@ -157,7 +157,7 @@ impl World {
             );
         let find = |lease: &Lease| {
             let (id, guard) = match lease {
-                Lease::Forever | Lease::Retention(..) => (0, None),
+                Lease::Forever | Lease::Retention(..) | Lease::With(..) => (0, None),
                 Lease::Session(_) => (session_lease(client), lease.guard()),
                 Lease::Ttl(..) => (ttl_lease(client), Some(ttl_guard(client))),
             };

@@ -1,7 +1,10 @@
 //! What the API promises.
 
 use anyhow::{Context, Result, ensure};
-use concordat_protocol::queue::{Mode, Settings};
+use concordat_protocol::{
+    Key,
+    queue::{Mode, Settings},
+};
 use concordat_tests::{etcd, process::eventually};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -145,6 +148,64 @@ async fn a_repeat_is_stored_once_even_by_another_sidecar() -> Result<()> {
         .collect();
     assert_eq!(duplicates, [true, false, true]);
     assert_eq!(world.judge().await?.published, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_window_what_is_named_is_stored_every_time() -> Result<()> {
+    let world = World::start(Settings { dedup_window: 0, ..settings() }).await?;
+    let sidecar = world.sidecar("shop").await?;
+    for _ in 0..2 {
+        let request = sidecar.ask(Method::POST, "orders/messages").header("Idempotency-Key", "k1").body("x");
+        assert_eq!(request.send().await?.status(), StatusCode::CREATED);
+    }
+    assert_eq!(world.account().await?.published, 2);
+    Ok(())
+}
+
+/// By a sidecar through which nobody consumed before.
+#[tokio::test]
+async fn who_does_not_wait_gets_what_is_there() -> Result<()> {
+    let world = World::start(settings()).await?;
+    let (first, second) = (world.sidecar("shop").await?, world.sidecar("till").await?);
+    assert!(first.receive("").await?.is_empty());
+    first.publish(&json!("a"), None).await?;
+    let received = second.receive("").await?;
+    assert_eq!(received.len(), 1);
+    assert!(second.receive("").await?.is_empty());
+    second.ack(&received).await?;
+    world.settled().await?;
+    Ok(())
+}
+
+/// Else what was acknowledged would come again once the shorter time is over.
+#[tokio::test]
+async fn a_shorter_retention_lets_go_of_nothing_before_its_message() -> Result<()> {
+    let world = World::start(settings()).await?;
+    let sidecar = world.sidecar("shop").await?;
+    let lines: String = (0..4).map(|n| format!("{}\n", json!({ "body": n }))).collect();
+    let request = sidecar.ask(Method::POST, "orders/messages").header("content-type", "application/x-ndjson");
+    assert_eq!(request.body(lines).send().await?.status(), StatusCode::OK);
+    world.define(QUEUE, Settings { retention_age: 1_000, max_message_bytes: 1_024, ..settings() }).await?;
+    eventually("the shorter retention to be known", async || {
+        let long = sidecar.ask(Method::POST, "orders/messages").body("x".repeat(2_000));
+        let status = long.send().await?.status();
+        ensure!(status == StatusCode::PAYLOAD_TOO_LARGE, "{status}");
+        Ok(())
+    })
+    .await?;
+    for _ in 0..2 {
+        let received = sidecar.receive("max=1").await?;
+        assert_eq!(sidecar.ack(&received).await?, ["ok"]);
+        let state = world.state().await?;
+        let lease = |of: fn(&Key) -> bool| {
+            let found = state.iter().find(|(key, _)| of(key));
+            found.map(|(_, entry)| entry.lease).context("it is not there")
+        };
+        let progress = lease(|key| matches!(key, Key::Progress { .. }))?;
+        assert_eq!(progress, lease(|key| matches!(key, Key::Segment { .. }))?);
+        assert_ne!(progress, 0);
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use concordat_protocol::{Key, queue::Settings};
-use concordat_tests::process::eventually;
+use concordat_tests::{process::eventually, proxy::Proxy};
 use futures::{StreamExt, TryStreamExt, stream};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -197,6 +197,40 @@ async fn a_sidecar_that_ends_gives_its_messages_back_at_once() -> Result<()> {
     assert_eq!((received[0].deliveries, again[0].deliveries), (1, 2));
     assert_eq!(staying.ack(&received).await?, ["stale"]);
     assert_eq!(staying.ack(&again).await?, ["ok"]);
+    world.settled().await?;
+    Ok(())
+}
+
+/// The answer by which it took a message comes when nobody waits for it any more.
+#[tokio::test]
+async fn a_sidecar_that_ends_gives_back_what_it_had_just_taken() -> Result<()> {
+    let world = World::start(Settings { max_deliveries: 1, ..settings() }).await?;
+    let staying = world.sidecar("staying").await?;
+    let proxy = Proxy::start(world.etcd.address(0)).await?;
+    let mut leaving = world.sidecar_behind("leaving", &proxy).await?;
+    assert!(leaving.receive("").await?.is_empty());
+    staying.publish(&json!("a"), None).await?;
+    proxy.delay(Duration::from_secs(1));
+    let poll = tokio::spawn(leaving.ask(Method::POST, "orders/receive?wait=1m").send());
+    eventually("it to be taken", async || {
+        let state = world.state().await?;
+        ensure!(state.keys().any(|key| matches!(key, Key::Claim { .. })), "{state:?}");
+        Ok(())
+    })
+    .await?;
+    proxy.hold();
+    let ends = async {
+        let polled = poll.await?;
+        ensure!(polled.is_err() || polled.is_ok_and(|answer| !answer.status().is_success()), "it was served");
+        proxy.heal();
+        Ok(())
+    };
+    let (ended, left) = tokio::join!(ends, leaving_ends(&mut leaving.process));
+    ended?;
+    left?;
+    // Nobody saw it: its only delivery is still to come.
+    let received = staying.receive_some(1).await?;
+    assert_eq!(staying.ack(&received).await?, ["ok"]);
     world.settled().await?;
     Ok(())
 }

@@ -137,6 +137,7 @@ impl Delivery {
                         receipt: segment.receipt(at, place, &claim),
                         deadline,
                     });
+                    self.over.remove(&waiting.waiter);
                     effects.push(Effect::Deliver(waiting.waiter, delivered.collect()));
                 }
                 _ if left => {}

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use super::{Delivery, Effect, Flight, Grants, Tag, Waiting};
+use super::{Delivery, Effect, Flight, Grants, Tag, Waiting, memory::LOADS};
 use crate::{
-    Key, Now, Plan, Record, Write,
+    Key, Lease, Now, Plan, Record, Write,
     queue::{
         Fate, Outcome, Segment, SegmentId,
         location::{ClaimId, Location, SegmentAt},
@@ -21,6 +21,7 @@ pub(super) struct Direct {
     partition: u32,
     segment: SegmentId,
     body: Segment,
+    lease: Lease,
     pub(super) take: Flight,
 }
 
@@ -43,6 +44,13 @@ impl Delivery {
             self.ready.remove(&at);
             let plenty = self.ready.len() >= self.waiters.len();
             let Some(segment) = self.segments.get_mut(&at) else { continue };
+            let Some(lease) = segment.lease.clone() else {
+                self.unread.insert(at);
+                if self.unread.len() >= LOADS {
+                    return;
+                }
+                continue;
+            };
             let mut fates = segment.fates.clone();
             let ready = segment.ready(&self.settings, now);
             let (grants, places) = share_out(&mut self.waiters, ready, plenty, &mut fates);
@@ -59,12 +67,32 @@ impl Delivery {
                 fates: fates.clone(),
                 claim: &claim,
                 places: places.clone(),
-                retention_age: self.settings.retention_age,
+                lease,
                 read: segment.body.is_none(),
             };
             let plan = take.plan();
             effects.push(self.fly(at, Flight::Take { claim, grants, places, fates }, plan));
         }
+    }
+
+    /// Answers those whose wait is over when nothing is there for them. What other plans are about may be.
+    pub(super) fn send_away(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.over.is_empty() || !self.synced || now.monotonic < self.paused {
+            return;
+        }
+        let left = |at: &SegmentAt| {
+            self.segments.get(at).is_some_and(|segment| !segment.ready(&self.settings, now).is_empty())
+        };
+        let loads = !self.unread.is_empty();
+        if self.session.is_some() && (loads || self.flights.values().any(|(at, _)| left(at))) {
+            return;
+        }
+        let over = &mut self.over;
+        self.waiters.retain(|Waiting { waiter, .. }| {
+            let goes = over.remove(waiter);
+            effects.extend(goes.then(|| Effect::Deliver(*waiter, Vec::new())));
+            !goes
+        });
     }
 
     /// Lets a plan of this sidecar's that stores messages of the queue take those that somebody here waits for: with
@@ -74,8 +102,8 @@ impl Delivery {
         let mut effects = Vec::new();
         self.pump(now, &mut effects);
         match self.stores(&plan, now) {
-            Some((at, body)) => {
-                let (tag, plan) = self.take_of(at, body, plan);
+            Some((at, body, lease)) => {
+                let (tag, plan) = self.take_of(at, body, lease, plan);
                 (Some(tag), plan, effects)
             }
             None => (None, plan, effects),
@@ -83,7 +111,7 @@ impl Delivery {
     }
 
     /// The segment that a plan stores, if messages of it can be taken at once.
-    fn stores(&self, plan: &Plan, now: Now) -> Option<(Location, Segment)> {
+    fn stores(&self, plan: &Plan, now: Now) -> Option<(Location, Segment, Lease)> {
         let (session, _) = self.session.as_ref().filter(|(_, until)| *until > now.monotonic)?;
         if self.waiters.is_empty() || !self.synced || now.monotonic < self.paused {
             return None;
@@ -93,17 +121,17 @@ impl Delivery {
             return None;
         }
         plan.writes.iter().find_map(|write| match write {
-            Write::Put(Key::Segment { queue, partition, segment }, Record::Segment(body), _)
+            Write::Put(Key::Segment { queue, partition, segment }, Record::Segment(body), lease)
                 if *queue == self.queue && segment.session == *session =>
             {
                 let (queue, partition, segment) = (queue.clone(), *partition, segment.clone());
-                Some((Location { queue, partition, segment }, body.clone()))
+                Some((Location { queue, partition, segment }, body.clone(), lease.clone()))
             }
             _ => None,
         })
     }
 
-    fn take_of(&mut self, at: Location, body: Segment, plan: Plan) -> (Tag, Plan) {
+    fn take_of(&mut self, at: Location, body: Segment, lease: Lease, plan: Plan) -> (Tag, Plan) {
         let tag = self.next;
         self.next += 1;
         let claim = ClaimId { session: at.segment.session.clone(), number: tag };
@@ -117,13 +145,13 @@ impl Delivery {
             fates: fates.clone(),
             claim: &claim,
             places: places.clone(),
-            retention_age: self.settings.retention_age,
+            lease: lease.clone(),
             read: false,
         };
         let plan = take.with(plan);
         let take = Flight::Take { claim, grants, places, fates };
         let Location { partition, segment, .. } = at;
-        self.direct.insert(tag, Direct { partition, segment, body, take });
+        self.direct.insert(tag, Direct { partition, segment, body, lease, take });
         (tag, plan)
     }
 
@@ -135,13 +163,17 @@ impl Delivery {
     /// Takes the outcome of a plan that stored a segment and took messages of it. From here on it is like one that only
     /// took.
     pub(super) fn stored(&mut self, direct: Direct, outcome: Outcome, now: Now, effects: &mut Vec<Effect>) {
-        let Direct { partition, segment, body, take } = direct;
+        let Direct { partition, segment, body, lease, take } = direct;
         let of = (partition, segment);
         if let Outcome::Answered(answer) = &outcome
             && answer.held
         {
             let at = SegmentAt { revision: answer.revision, partition };
             self.appear(at, of.1.clone(), Segment::default());
+            // Its id is told by the watch.
+            if let Some(segment) = self.segments.get_mut(&at) {
+                segment.lease.get_or_insert(lease);
+            }
             self.read(at, body, true);
         }
         if let Some(at) = self.index.get(&of).copied() {

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::{Delivery, Effect, Flight};
 use crate::{
-    Entry, Plan, Record,
+    Entry, Lease, Plan, Record,
     queue::{Segment, location::SegmentAt},
 };
 
 /// Bytes of bodies kept in memory; those of further segments are read when they are taken. Every queue has so many.
 const CACHED_BYTES: u64 = 8 << 20;
-/// Segments read at a time for what is to be buried of them.
-const LOADS: usize = 4;
+/// Segments read at a time before anything can be written about them.
+pub(super) const LOADS: usize = 4;
 
 impl Delivery {
     /// Takes over what a watch told of a segment, and keeps it if there is room.
@@ -23,9 +23,15 @@ impl Delivery {
 
     /// Takes over what a plan read of a segment, and keeps it: it is wanted now.
     pub(super) fn keep_body(&mut self, at: SegmentAt, read: Option<&Vec<Entry>>) {
-        if let Some(Entry { record: Record::Segment(body), .. }) = read.and_then(|found| found.first()) {
-            self.read(at, body.clone(), true);
+        let Some(Entry { key, record: Record::Segment(body), lease, .. }) =
+            read.and_then(|found| found.first())
+        else {
+            return;
+        };
+        if let Some(segment) = self.segments.get_mut(&at) {
+            segment.lease = Some(Lease::With(key.clone(), *lease));
         }
+        self.read(at, body.clone(), true);
     }
 
     /// Takes over a segment's body.

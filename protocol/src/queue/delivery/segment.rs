@@ -10,7 +10,7 @@ use std::{
 pub(super) use self::tend::{Settling, Tended};
 use super::{Status, Ticket, Verdict};
 use crate::{
-    Entry, Key, Millis, Name, Now, Record, SessionId,
+    Entry, Key, Lease, Millis, Name, Now, Record, SessionId,
     queue::{
         Fate, Segment, SegmentId, Settings, Stage,
         location::{ClaimId, Location, Receipt, SegmentAt},
@@ -37,6 +37,8 @@ struct Held {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct State {
     pub(super) id: SegmentId,
+    /// The lease under which it is, once that is known: a listing does not tell it.
+    pub(super) lease: Option<Lease>,
     pub(super) body: Option<Arc<Segment>>,
     /// When each message expires, once the body was read; kept although the body may not be.
     expires: Option<Box<[Millis]>>,
@@ -86,6 +88,7 @@ impl State {
         Self {
             fates: vec![Fate::default(); id.messages as usize],
             id,
+            lease: None,
             body: None,
             expires: None,
             progress_at: 0,
@@ -271,7 +274,7 @@ impl State {
         let (claimed, mut ready) = (self.claimed(), Vec::new());
         for (place, fate) in self.fates.iter().enumerate() {
             let free = !fate.finished() && !claimed[place] && fate.not_before <= now.unix;
-            if free && fate.deliveries < settings.max_deliveries && !self.expired(place, now) {
+            if free && !fate.is_used_up(settings.max_deliveries) && !self.expired(place, now) {
                 ready.push(place as u32);
             }
         }

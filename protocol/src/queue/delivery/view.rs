@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Change, Delivery, Effect, segment::State};
 use crate::{
-    Entry, Key, Record,
+    Entry, Key, Lease, Record,
     queue::{
         Segment, SegmentId,
         location::{ClaimId, SegmentAt},
@@ -99,7 +99,12 @@ impl Delivery {
 
     fn appeared(&mut self, entry: Entry) {
         if let (Some(at), Some((_, id)), Record::Segment(body)) = (at(&entry), of(&entry.key), entry.record) {
+            // A listing has keys alone.
+            let told = !body.messages.is_empty();
             self.appear(at, id, body);
+            if told && let Some(segment) = self.segments.get_mut(&at) {
+                segment.lease = Some(Lease::With(entry.key, entry.lease));
+            }
         }
     }
 
@@ -116,7 +121,6 @@ impl Delivery {
         self.segments.insert(at, segment);
         self.index.insert(of, at);
         self.dirty.insert(at);
-        // A listing has keys alone.
         if !body.messages.is_empty() {
             self.told_body(at, body);
         }

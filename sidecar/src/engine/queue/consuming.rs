@@ -36,6 +36,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// A settlement that takes longer is answered as unknown. Without space in etcd it may take until the last message of
 /// its segment is settled.
 const SETTLE: Duration = Duration::from_secs(10);
+/// A receive whose wait is over, and for which something is there or may be, ends without it after this.
+const LAST: Duration = Duration::from_secs(10);
 /// How long deliveries may take to be given back when the sidecar ends.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -94,7 +96,14 @@ impl Consuming {
         let mut waiting = Waits { of: self.clone(), waiter, given: Some(given) };
         self.step(Input::Receive(waiter, max, visibility));
         let Some(given) = waiting.given.as_mut() else { return Err(Problem::internal()) };
-        match timeout(Duration::from_millis(wait), given).await {
+        let served = match timeout(Duration::from_millis(wait), &mut *given).await {
+            Ok(served) => Ok(served),
+            Err(_) => {
+                self.step(Input::WaitOver(waiter));
+                timeout(LAST, given).await
+            }
+        };
+        match served {
             Ok(Ok(messages)) => {
                 waiting.given = None;
                 Ok(messages)
@@ -175,9 +184,12 @@ impl Consuming {
                 Effect::Commit(tag, plan) => plans.push((tag, plan)),
                 Effect::Deliver(waiter, messages) => {
                     let give = self.state.lock().waiters.remove(&waiter);
-                    if let Some(Err(messages)) = give.map(|give| give.send(messages)) {
-                        self.give_back(messages);
-                    }
+                    // When the sidecar ends nobody waits any more.
+                    let unseen = match give {
+                        Some(give) => give.send(messages).err(),
+                        None => Some(messages),
+                    };
+                    self.give_back(unseen.unwrap_or_default());
                 }
                 Effect::Settled(ticket, status) => {
                     let tell = self.state.lock().tickets.remove(&ticket);

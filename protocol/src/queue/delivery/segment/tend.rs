@@ -7,7 +7,7 @@ use super::{
     Pending, State,
 };
 use crate::{
-    Millis, Now, Plan, SessionId,
+    Lease, Millis, Now, Plan, SessionId,
     queue::{
         DeadLetter, Fate, Message, Settings, Stage,
         location::{ClaimId, Location, Receipt, SegmentAt},
@@ -70,7 +70,9 @@ impl State {
             let ready = now.monotonic >= self.not_until && !self.ready(settings, now).is_empty();
             return Tended::Rest { answers, ready, wake: self.next_wake(now) };
         }
-        if !settling.dead.is_empty() && self.body.is_none() {
+        let buries = !settling.dead.is_empty();
+        let stays = !settling.fates.iter().all(Fate::finished);
+        if (buries && self.body.is_none()) || (stays && self.lease.is_none()) {
             self.unsend(settling.sent);
             return Tended::Load(answers);
         }
@@ -165,7 +167,7 @@ impl State {
             }
             if self.expired(place, now) {
                 settling.fates[place].stage = Stage::GivenUp;
-            } else if fate.deliveries >= settings.max_deliveries && !settling.buried_enough() {
+            } else if fate.is_used_up(settings.max_deliveries) && !settling.buried_enough() {
                 settling.fates[place].stage = Stage::GivenUp;
                 self.bury(settling, place as u32, "the consumer was lost");
             }
@@ -178,14 +180,12 @@ impl State {
         settling.dead_bytes += message.map_or(0, Message::size);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what surrounds a segment")]
     pub(in super::super) fn settlement(
         &self,
         location: &Location,
         session: &SessionId,
         settling: &Settling,
         burial: &Burial,
-        settings: &Settings,
         now: Now,
         at: SegmentAt,
     ) -> Plan {
@@ -204,7 +204,8 @@ impl State {
             fates: settling.fates.clone(),
             dead: settling.dead.iter().filter_map(letter).collect(),
             burial,
-            retention_age: settings.retention_age,
+            // It is known unless no message is left, and then no progress is put.
+            lease: self.lease.clone().unwrap_or(Lease::Forever),
         };
         settlement.plan()
     }
