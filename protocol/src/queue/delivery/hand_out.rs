@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Delivery, Effect, Flight, Grants, Tag, Waiting, memory::LOADS};
+use super::{Delivery, Effect, Flight, Grants, Tag, Waiting, memory::LOADS, segment::Kept};
 use crate::{
     Key, Lease, Now, Plan, Record, Write,
     queue::{
@@ -44,7 +44,8 @@ impl Delivery {
             self.ready.remove(&at);
             let plenty = self.ready.len() >= self.waiters.len();
             let Some(segment) = self.segments.get_mut(&at) else { continue };
-            let Some(lease) = segment.lease.clone() else {
+            let location = segment.location(&self.queue, at);
+            let Some(lease) = segment.kept.lease(&location) else {
                 self.unread.insert(at);
                 if self.unread.len() >= LOADS {
                     return;
@@ -61,7 +62,7 @@ impl Delivery {
             let claim = ClaimId { session: session.clone(), number: self.next };
             self.next += 1;
             let take = Take {
-                at: &segment.location(&self.queue, at),
+                at: &location,
                 definition: self.definition,
                 progress_at: segment.progress_at,
                 fates: fates.clone(),
@@ -171,8 +172,9 @@ impl Delivery {
             let at = SegmentAt { revision: answer.revision, partition };
             self.appear(at, of.1.clone(), Segment::default());
             // Its id is told by the watch.
-            if let Some(segment) = self.segments.get_mut(&at) {
-                segment.lease.get_or_insert(lease);
+            if let Some(segment) = self.segments.get_mut(&at).filter(|segment| segment.kept == Kept::Unknown)
+            {
+                segment.kept = Kept::Put(Box::new(lease));
             }
             self.read(at, body, true);
         }

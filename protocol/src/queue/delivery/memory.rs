@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Delivery, Effect, Flight};
+use super::{Delivery, Effect, Flight, segment::Kept};
 use crate::{
-    Entry, Lease, Plan, Record,
+    Entry, Plan, Record,
     queue::{Segment, location::SegmentAt},
 };
 
@@ -23,13 +23,12 @@ impl Delivery {
 
     /// Takes over what a plan read of a segment, and keeps it: it is wanted now.
     pub(super) fn keep_body(&mut self, at: SegmentAt, read: Option<&Vec<Entry>>) {
-        let Some(Entry { key, record: Record::Segment(body), lease, .. }) =
-            read.and_then(|found| found.first())
+        let Some(Entry { record: Record::Segment(body), lease, .. }) = read.and_then(|found| found.first())
         else {
             return;
         };
         if let Some(segment) = self.segments.get_mut(&at) {
-            segment.lease = Some(Lease::With(key.clone(), *lease));
+            segment.kept = Kept::Id(*lease);
         }
         self.read(at, body.clone(), true);
     }

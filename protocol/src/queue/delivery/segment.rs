@@ -33,12 +33,32 @@ struct Held {
     until: Millis,
 }
 
+/// The lease under which a segment is: its progress is put under the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kept {
+    /// A listing does not tell it.
+    Unknown,
+    /// As this sidecar put it: the watch tells its id.
+    Put(Box<Lease>),
+    /// Its id in etcd.
+    Id(i64),
+}
+
+impl Kept {
+    pub(super) fn lease(&self, at: &Location) -> Option<Lease> {
+        match self {
+            Self::Unknown => None,
+            Self::Put(lease) => Some(lease.as_ref().clone()),
+            Self::Id(id) => Some(Lease::With(at.segment(), *id)),
+        }
+    }
+}
+
 /// A segment as it is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct State {
     pub(super) id: SegmentId,
-    /// The lease under which it is, once that is known: a listing does not tell it.
-    pub(super) lease: Option<Lease>,
+    pub(super) kept: Kept,
     pub(super) body: Option<Arc<Segment>>,
     /// When each message expires, once the body was read; kept although the body may not be.
     expires: Option<Box<[Millis]>>,
@@ -88,7 +108,7 @@ impl State {
         Self {
             fates: vec![Fate::default(); id.messages as usize],
             id,
-            lease: None,
+            kept: Kept::Unknown,
             body: None,
             expires: None,
             progress_at: 0,

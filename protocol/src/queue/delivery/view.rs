@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Change, Delivery, Effect, segment::State};
+use super::{
+    Change, Delivery, Effect,
+    segment::{Kept, State},
+};
 use crate::{
-    Entry, Key, Lease, Record,
+    Entry, Key, Record,
     queue::{
         Segment, SegmentId,
         location::{ClaimId, SegmentAt},
@@ -103,7 +106,7 @@ impl Delivery {
             let told = !body.messages.is_empty();
             self.appear(at, id, body);
             if told && let Some(segment) = self.segments.get_mut(&at) {
-                segment.lease = Some(Lease::With(entry.key, entry.lease));
+                segment.kept = Kept::Id(entry.lease);
             }
         }
     }

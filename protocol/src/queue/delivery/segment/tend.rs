@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     super::{Status, Ticket, Verdict},
-    Pending, State,
+    Kept, Pending, State,
 };
 use crate::{
     Lease, Millis, Now, Plan, SessionId,
@@ -72,7 +72,7 @@ impl State {
         }
         let buries = !settling.dead.is_empty();
         let stays = !settling.fates.iter().all(Fate::finished);
-        if (buries && self.body.is_none()) || (stays && self.lease.is_none()) {
+        if (buries && self.body.is_none()) || (stays && self.kept == Kept::Unknown) {
             self.unsend(settling.sent);
             return Tended::Load(answers);
         }
@@ -205,7 +205,7 @@ impl State {
             dead: settling.dead.iter().filter_map(letter).collect(),
             burial,
             // It is known unless no message is left, and then no progress is put.
-            lease: self.lease.clone().unwrap_or(Lease::Forever),
+            lease: self.kept.lease(location).unwrap_or(Lease::Forever),
         };
         settlement.plan()
     }
