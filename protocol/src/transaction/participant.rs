@@ -42,6 +42,8 @@ pub enum Called {
     No(String),
     /// Neither: it is to be called again.
     Again(String),
+    /// It was not called, for want of what that takes: no attempt of its.
+    NotMade,
 }
 
 /// Which plan: of the item at a revision, to answer it or to remember its attempts.
@@ -216,6 +218,10 @@ impl Cohort {
         let verdict = match called {
             Called::Yes(result) => Verdict::Yes(result),
             Called::No(reason) => Verdict::No(reason),
+            Called::NotMade => {
+                let failures = item.failures;
+                return self.rest(failures);
+            }
             Called::Again(error) if bound > 0 && attempts >= bound => {
                 Verdict::No(format!("given up after {attempts} attempts: {error}"))
             }

@@ -82,6 +82,7 @@ impl Counted {
             Called::Yes(_) => "yes",
             Called::No(_) => "no",
             Called::Again(_) => "again",
+            Called::NotMade => return,
         };
         self.calls.get_or_create(&Answered { operation, answer }).inc();
         self.call_seconds.get_or_create(&Of { operation }).observe(took.as_secs_f64());

@@ -132,12 +132,15 @@ impl Inner {
             Some(input) => input.clone(),
             None => match self.input(id, branch).await {
                 Ok(input) => input,
-                Err(error) => return Called::Again(error),
+                Err(error) => {
+                    tracing::warn!(transaction = %id, %branch, error, "the app is not called: its input could not be read");
+                    return Called::NotMade;
+                }
             },
         };
         // A pod that was frozen wakes up here: what it knows may be long over.
         if !self.store.session().is_believed(self.store.clock().now()) {
-            return Called::Again("the sidecar's session is not believed to live".into());
+            return Called::NotMade;
         }
         let began = Instant::now();
         let called = self.callbacks.call(id, branch, &call, input).await;
