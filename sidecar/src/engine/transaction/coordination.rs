@@ -102,7 +102,7 @@ impl Inner {
                     }
                 }
                 Effect::Begun => {
-                    self.stats.begun(&run.machine.record().name);
+                    self.stats.begun(run.machine.record());
                     // One that is adopted may be decided.
                     let record = run.machine.record();
                     run.progress.send_replace(match record.decision {
@@ -127,7 +127,7 @@ impl Inner {
                 Effect::Finished => {
                     let record = run.machine.record();
                     let committed = record.decision == Some(Decision::Commit);
-                    self.stats.finished(&record.name, committed);
+                    self.stats.finished(record, committed);
                     let view = Progress::Decided(Arc::new(View::live(id, record)));
                     self.end(runs, id, view);
                 }
@@ -142,7 +142,8 @@ impl Inner {
         }
         run.progress.send_replace(last);
         self.ended.notify_waiters();
-        self.stats.stuck(&run.machine.record().name, stuck(runs, &run.machine.record().name));
+        let record = run.machine.record();
+        self.stats.stuck(record, stuck(runs, &record.name));
     }
 
     /// The session ended: all of it is another's from now on.
@@ -158,8 +159,8 @@ impl Inner {
 
     fn count_stuck(&self, runs: &Runs, id: &TransactionId) {
         if let Some(run) = runs.get(id) {
-            let name = &run.machine.record().name;
-            self.stats.stuck(name, stuck(runs, name));
+            let record = run.machine.record();
+            self.stats.stuck(record, stuck(runs, &record.name));
         }
     }
 
