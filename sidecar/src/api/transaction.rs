@@ -29,7 +29,7 @@ use crate::{
     },
     context::Context,
     engine::transaction::{Begin, Outcome, View},
-    problem::{Document, Problem},
+    problem::{self, Document, Problem},
 };
 
 /// Without a wait, a call takes at most this long to learn what it must know to answer.
@@ -64,7 +64,7 @@ pub fn routes() -> OpenApiRouter<Context> {
         (status = 404, body = Document, description = "no-such-transaction"),
         (status = 409, body = View, description = "Aborted"),
         (status = 413, body = Document, description = "payload-too-large, transaction-too-large"),
-        (status = 422, body = Document, description = "transaction-id-reused: the id is that of another transaction"),
+        (status = 422, body = Document, description = "transaction-id-reused: the id is that of another transaction; runs-once"),
         (status = 501, body = Document, description = "mode-not-supported"),
         (status = 503, body = Document, description = "outcome says whether it may have begun")
     )
@@ -80,6 +80,9 @@ async fn begin(
     let id = id_to_begin(&name, &headers)?;
     let (until, begun_until) = wait.until(LEAST)?;
     let defined = context.definitions.transaction(&of.transaction)?;
+    if defined.settings.once {
+        return Err(runs_once(&name));
+    }
     if body.len() > MAX_INPUT {
         return Err(Problem::too_large(format!("a transaction's input has at most {MAX_INPUT} bytes")));
     }
@@ -89,6 +92,12 @@ async fn begin(
     context.transactions.begin(&begin, begun_until).await?;
     let view = context.transactions.decided(&begin.id, until).await?;
     Ok(answer(view.ok_or_else(forgotten)?))
+}
+
+fn runs_once(name: &Name) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "runs-once", "The transaction runs once, by itself")
+        .detail(format!("{name} has run: Once, and began with its spec.input when it was applied; write run: OnDemand to begin it"))
+        .outcome(problem::Outcome::NotApplied)
 }
 
 /// A transaction as it is now, or once it is decided.

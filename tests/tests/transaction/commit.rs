@@ -276,6 +276,12 @@ async fn one_that_is_handed_over_is_adopted() -> Result<()> {
     // Handed over twice is handed over once.
     let again = world.admin.write(&world.namespace, plans::hand_over(&id, record)).await?;
     ensure!(!again.held, "it began again");
+    // Nor does anybody begin another.
+    let answer = world.post(&c, NAME, Some("t1"), &json!({})).await?;
+    assert_eq!((answer.status, text(&answer.body, "code")?), (422, "runs-once"));
+    let (begun, done) = (Key::Transaction("t1".into()), Key::Done("t1".into()));
+    let left = world.admin.read(&world.namespace, vec![begun.into(), done.into()]).await?;
+    ensure!(left.reads.iter().all(Vec::is_empty), "something was written");
     Ok(())
 }
 
