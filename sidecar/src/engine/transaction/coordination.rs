@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use concordat_protocol::{
-    Entry, Millis, Name, Plan, Record, TransactionId,
+    Entry, Millis, Plan, Record, TransactionId,
     transaction::{
         Coordinator, Decision, Transaction,
         coordinator::{Effect, Failure, Input, Refusal},
@@ -143,7 +143,7 @@ impl Inner {
         run.progress.send_replace(last);
         self.ended.notify_waiters();
         let record = run.machine.record();
-        self.stats.stuck(record, stuck(runs, &record.name));
+        self.stats.stuck(record, stuck(runs, record));
     }
 
     /// The session ended: all of it is another's from now on.
@@ -160,7 +160,7 @@ impl Inner {
     fn count_stuck(&self, runs: &Runs, id: &TransactionId) {
         if let Some(run) = runs.get(id) {
             let record = run.machine.record();
-            self.stats.stuck(record, stuck(runs, &record.name));
+            self.stats.stuck(record, stuck(runs, record));
         }
     }
 
@@ -187,8 +187,10 @@ impl Inner {
     }
 }
 
-fn stuck(runs: &Runs, name: &Name) -> u64 {
-    let is_stuck = |record: &Transaction| record.name == *name && record.is_stuck();
+/// How many are stuck of those that began under the same object.
+fn stuck(runs: &Runs, of: &Transaction) -> u64 {
+    let same = |record: &Transaction| record.name == of.name && record.definition == of.definition;
+    let is_stuck = |record: &Transaction| same(record) && record.is_stuck();
     runs.values().filter(|run| is_stuck(run.machine.record())).count() as u64
 }
 

@@ -54,7 +54,9 @@ impl Stats {
     }
 
     pub(super) fn stuck(&self, of: &Transaction, stuck: u64) {
-        if self.0.lock().get(&of.name).map_or(0, |counts| counts.stuck) != stuck {
+        let told =
+            self.0.lock().get(&of.name).filter(|counts| counts.life == of.definition).map(|of| of.stuck);
+        if told.unwrap_or_default() != stuck {
             self.change(of, |counts| counts.stuck = stuck);
         }
     }
@@ -145,15 +147,16 @@ mod tests {
         stats.finished(&former, true);
         stats.begun(&present);
         stats.finished(&former, true);
-        let told = |stats: &Stats| -> Vec<(i64, u64, u64)> {
+        stats.stuck(&former, 2);
+        let told = |stats: &Stats| -> Vec<(i64, u64, u64, u64)> {
             let changed = stats.take_changed().into_iter();
-            changed.map(|(_, counts)| (counts.life, counts.begun, counts.committed)).collect()
+            changed.map(|(_, counts)| (counts.life, counts.begun, counts.committed, counts.stuck)).collect()
         };
-        assert_eq!(told(&stats), [(7, 1, 0)]);
+        assert_eq!(told(&stats), [(7, 1, 0, 0)]);
         // It has gone meanwhile, and another has come.
         stats.begun(&began_under(9));
         stats.forget(&"pay".into(), 7);
-        assert_eq!(told(&stats), [(9, 1, 0)]);
+        assert_eq!(told(&stats), [(9, 1, 0, 0)]);
         stats.forget(&"pay".into(), 9);
         stats.again(&"pay".into());
         assert_eq!(told(&stats), []);
