@@ -36,8 +36,10 @@ const LOOK: Duration = Duration::from_secs(2);
 /// A settlement that takes longer is answered as unknown. Without space in etcd it may take until the last message of
 /// its segment is settled.
 const SETTLE: Duration = Duration::from_secs(10);
-/// A receive whose wait is over, and for which something is there or may be, ends without it after this.
+/// A receive that does not wait ends after this without what is there.
 const LAST: Duration = Duration::from_secs(10);
+/// One that has waited ends so soon without what is being taken for it: a client that waits no longer is answered in time.
+const SOON: Duration = Duration::from_millis(200);
 /// How long deliveries may take to be given back when the sidecar ends.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -100,7 +102,7 @@ impl Consuming {
             Ok(served) => Ok(served),
             Err(_) => {
                 self.step(Input::WaitOver(waiter));
-                timeout(LAST, given).await
+                timeout(if wait == 0 { LAST } else { SOON }, given).await
             }
         };
         match served {
